@@ -1,0 +1,5 @@
+"""`python -m krbrefresh` is the command `krbrefresh`."""
+
+from .cli import main
+
+raise SystemExit(main())

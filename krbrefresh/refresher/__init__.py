@@ -1,0 +1,1 @@
+"""The privileged half: whatever can touch a keytab lives here. Nothing that a worker imports imports this."""
