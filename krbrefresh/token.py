@@ -313,9 +313,7 @@ class Token(_Frozen):
         )
 
 
-def seal(
-    body: bytes, *, generation: int, issued_at: int, window_opens_at: int, refresher: str, settings: str
-) -> bytes:
+def seal(body: bytes, *, generation: int, issued_at: int, window_opens_at: int, refresher: str, settings: str) -> bytes:
     """`body`, a whole version 4 ccache, with its manifest as the last entry.
 
     Times are Unix seconds by this machine's clock. Raises CorruptError where `body` is no ccache.

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krbrefresh.realm import throwaway_realm
+from tests.support import Realm
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if os.geteuid() != 0:
+        for item in items:
+            if "root" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="acts as several users: needs root"))
+
+
+@pytest.fixture(scope="session")
+def realm() -> Iterator[Realm]:
+    """A real MIT realm on loopback, shared by all tests that do not break it."""
+    with throwaway_realm() as kdc:
+        yield Realm(kdc)
+
+
+@pytest.fixture
+def own_realm() -> Iterator[Realm]:
+    """A real MIT realm for one test, which may stop, starve and kill it."""
+    with throwaway_realm() as kdc:
+        yield Realm(kdc)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory that every user can pass through (pytest's own tmp_path lets in one alone)."""
+    directory = Path(tempfile.mkdtemp(prefix="krbrefresh-test-"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.fixture
+def krb5_env(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """This process speaks to the shared realm, with no ccache or keytab of its own."""
+    for name in ("KRB5CCNAME", "KRB5_KTNAME", "KRB5_CLIENT_KTNAME", "KRBREFRESH_CCACHE", "KRB5_TRACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KRB5_CONFIG", realm.env["KRB5_CONFIG"])
+    return monkeypatch.setenv
