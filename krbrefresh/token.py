@@ -118,7 +118,7 @@ class Manifest(_Frozen):
         known: dict[str, Any] = {}
         for name, kind in _MANIFEST_FIELDS.items():
             known[name] = value_of = fields.get(name)
-            if type(value_of) is not kind or (kind is int and not 0 <= value_of < 1 << 63):
+            if type(value_of) is not kind or (isinstance(value_of, int) and not 0 <= value_of < 1 << 63):
                 raise ValueError(f"has no usable {name}")
         key_id = fields.get("key_id")
         if key_id is not None and type(key_id) is not str:
@@ -132,7 +132,7 @@ class Manifest(_Frozen):
         )
 
 
-_MANIFEST_FIELDS: dict[str, type] = {
+_MANIFEST_FIELDS: dict[str, type[int] | type[str]] = {
     "generation": int,
     "issued_at": int,
     "expires_at": int,

@@ -1,0 +1,136 @@
+"""The parent's side of an exchange: children that are started when there is work, fed, and killed when they hang.
+
+This process never imports krb5 and never opens a keytab: see exchange.py for who does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ..errors import REFRESH_REASONS, NotInstalledError, RefreshError
+from .settings import CredentialSettings
+
+MOST_CHILDREN = 8
+_MAX_REPLY = 1 << 20
+
+# -I -S: no user's site-packages, no PYTHONPATH, no .pth files; it starts in half the time, too.
+_START = (
+    "import sys; parent = int(sys.argv[1]); sys.path[:0] = sys.argv[2:]; "
+    "from krbrefresh.refresher.exchange import main; main(parent)"
+)
+
+
+def _module_directories() -> list[str]:
+    """Where the child finds this package and krb5. Raises NotInstalledError."""
+    directories = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
+    spec = importlib.util.find_spec("krb5")  # looks for it, and does not import it
+    if spec is None or spec.origin is None:
+        raise NotInstalledError("the package krb5 is not installed here")
+    directories.append(os.path.dirname(os.path.dirname(os.path.abspath(spec.origin))))
+    return list(dict.fromkeys(directories))
+
+
+class Exchanger:
+    """Makes exchanges, several at a time, each in a child process with a hard deadline.
+
+    A child that is done takes the next request in line, so that many credentials that are due together share the cost
+    of starting one; with nothing in line it ends.
+    """
+
+    def __init__(self) -> None:
+        self._command = [sys.executable, "-I", "-S", "-c", _START, str(os.getpid()), *_module_directories()]
+        self._slots = asyncio.Semaphore(MOST_CHILDREN)
+        self._waiting = 0
+        self._idle: list[asyncio.subprocess.Process] = []
+
+    async def exchange(self, credential: CredentialSettings, deadline: float) -> bytes:
+        """A whole ccache with the credential's new TGT, as exchange.exchange() makes it.
+
+        Raises RefreshError; `kdc_timeout` once `deadline` seconds have passed since the child got the request.
+        """
+        request = {
+            "principal": credential.principal,
+            "keytab": credential.keytab,
+            "lifetime": credential.lifetime,
+            "renewable_lifetime": credential.renewable_lifetime,
+            "forwardable": credential.forwardable,
+        }
+        async with self._child() as child:
+            try:
+                return await asyncio.wait_for(_converse(child, request), deadline)
+            except asyncio.TimeoutError:
+                raise RefreshError(
+                    "kdc_timeout", f"{credential.principal}: the exchange had no end after {deadline:.3g} s"
+                ) from None
+
+    @contextlib.asynccontextmanager
+    async def _child(self) -> AsyncIterator[asyncio.subprocess.Process]:
+        self._waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+        child = None
+        try:
+            child = self._idle.pop() if self._idle else await self._start()
+            yield child
+            if self._waiting and child.returncode is None:
+                self._idle.append(child)
+                child = None
+        except RefreshError as error:
+            # A child that answered, if only with a reason, is in order.
+            if error.reason not in ("kdc_timeout", "internal") and self._waiting and child is not None:
+                self._idle.append(child)
+                child = None
+            raise
+        finally:
+            if child is not None:
+                await _end(child)
+            self._slots.release()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        try:
+            return await asyncio.create_subprocess_exec(
+                *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MAX_REPLY
+            )
+        except OSError as error:
+            raise RefreshError(
+                "internal",
+                f"the exchange's child process cannot be started: {error.strerror}",
+                hint="check the limits on processes, memory and open files",
+            ) from None
+
+
+async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) -> bytes:
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        child.stdin.write(json.dumps(request).encode() + b"\n")
+        await child.stdin.drain()
+        reply = json.loads(await child.stdout.readline())
+        if "size" in reply:
+            return await child.stdout.readexactly(reply["size"])
+    except (OSError, ValueError, asyncio.IncompleteReadError):
+        status = await child.wait() if child.returncode is None else child.returncode
+        raise RefreshError(
+            "internal",
+            f"the exchange's child process ended with status {status} and no reply",
+            hint="its standard error, in this log, may say why; a negative status is the signal that ended it",
+        ) from None
+    if reply.get("reason") not in REFRESH_REASONS:
+        raise RefreshError("internal", f"the exchange's child process replied {reply!r}")
+    raise RefreshError(reply["reason"], reply["message"], hint=reply.get("hint"), code=reply.get("code"))
+
+
+async def _end(child: asyncio.subprocess.Process) -> None:
+    """The child is gone when this returns: it holds nothing that would be worth a wait."""
+    with contextlib.suppress(ProcessLookupError):
+        child.kill()
+    await child.wait()

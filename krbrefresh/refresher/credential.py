@@ -1,0 +1,129 @@
+"""One credential's life: what it holds, how its last try went, when the next one is due.
+
+No effects here: the service makes the exchange and the publication and says how they went. The clock and the random
+numbers come from outside, so that a simulation can play weeks.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+
+from ..errors import REJECTED, RefreshError
+from ..token import Token
+from . import policy
+from .settings import CredentialSettings
+
+Identity = tuple[tuple[int, ...] | int, ...]
+
+
+class Credential:
+    """The state of one credential. Times are Unix seconds by this machine's clock.
+
+    `token` is the one that is published, None where there is none; `error` the last try's failure, None after a
+    success; `failures` counts the tries that failed in a row, `rejections` those of them that the KDC refused for a
+    reason that repeating makes worse; `due_at` is when to try next.
+    """
+
+    def __init__(
+        self,
+        settings: CredentialSettings,
+        *,
+        exchange_deadline: float,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.settings = settings
+        self.token: Token | None = None
+        self.window: policy.Window | None = None
+        self.error: RefreshError | None = None
+        self.failures = 0
+        self.rejections = 0
+        self.due_at = 0.0
+        self.generation = 0
+        self._exchange_deadline = exchange_deadline
+        self._chance = chance
+        self._inputs: Identity = ()
+
+    def due(self, now: float) -> bool:
+        """Whether it is time to try."""
+        return self.due_at <= now
+
+    def hurry(self) -> None:
+        """Makes the next try due at once, and forgets what made it wait: the world is not as it was."""
+        self.due_at = 0.0
+        self.rejections = 0
+
+    def deadline(self, now: float) -> float:
+        """How many seconds the next exchange may take."""
+        return policy.deadline(self.window, now, self._exchange_deadline)
+
+    def adopt(self, token: Token, now: float) -> bool:
+        """Takes over a token that was published in a former life, if there is nothing to gain from a new one: it is
+        ours, made with these settings, and outside its expiry window. Says whether it did."""
+        manifest = token.manifest
+        if manifest is None or token.modified or manifest.settings != self.settings.fingerprint:
+            return False
+        if not self.is_ours(token) or token.empty:
+            return False
+        window = policy.window(token.starts, token.expires, self.settings.expiry_window)
+        if not token.starts <= now < window.opens_at:
+            return False
+        self._hold(token, window)
+        return True
+
+    def is_ours(self, token: Token) -> bool:
+        """Whether a token is of this credential's principal; a principal without a realm stands for any realm's."""
+        name = self.settings.principal
+        return token.principal == name or (
+            "@" not in name.replace("\\@", "") and token.principal == f"{name}@{token.realm}"
+        )
+
+    def next_generation(self, now: float) -> int:
+        """The generation of the next publication: the clock's seconds, and always more than the last one."""
+        return max(self.generation + 1, int(now))
+
+    def succeeded(self, token: Token) -> None:
+        """A token was published."""
+        self._hold(token, policy.window(token.starts, token.expires, self.settings.expiry_window))
+        self.error = None
+        self.failures = self.rejections = 0
+
+    def failed(self, error: RefreshError, now: float) -> None:
+        """A try failed; what is published stands."""
+        self.error = error
+        self.failures += 1
+        self.rejections += error.retry == REJECTED
+        self.due_at = policy.retry(
+            now,
+            kind=error.retry,
+            failures=self.failures,
+            rejections=self.rejections,
+            expires_at=self.token.expires if self.token else None,
+            chance=self._chance(),
+        )
+
+    def inputs_changed(self) -> bool:
+        """Whether the keytab or krb5.conf is another file than when this was asked last. Opens neither."""
+        before, self._inputs = self._inputs, _identity(self.settings.keytab)
+        return self._inputs != before
+
+    def _hold(self, token: Token, window: policy.Window) -> None:
+        self.token = token
+        self.window = window
+        self.generation = token.generation or self.generation
+        self.due_at = policy.first_try(window, self._chance())
+
+
+def _identity(keytab: str) -> Identity:
+    paths = [keytab, *os.environ.get("KRB5_CONFIG", "/etc/krb5.conf").split(":")]
+    return tuple(_file_identity(path) for path in paths)
+
+
+def _file_identity(path: str) -> tuple[int, ...] | int:
+    """What tells one file at a path from the next, or why there is none."""
+    try:
+        found = os.stat(path)  # through symlinks: Kubernetes swaps one to rotate a Secret
+    except OSError as error:
+        return error.errno or 0
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size

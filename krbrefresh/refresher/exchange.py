@@ -1,0 +1,178 @@
+"""The exchange with the KDC: the only module that imports krb5 and opens a keytab. Runs as a child process.
+
+The parent (child.py) writes requests to standard input, a line of JSON each, and reads replies from standard output:
+a line of JSON and, where it says so, that many bytes of a whole ccache. The ticket exists in this process's memory and
+in that pipe, nowhere else. The process dies with its parent, leaves no core dump, and cannot be traced by its own user.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Any
+
+import krb5
+
+from .. import ccache
+from ..errors import RefreshError
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_PR_SET_DUMPABLE = 4
+
+_BASE = -1765328384  # ERROR_TABLE_BASE_krb5; the numbers below it are RFC 4120's (7.5.9) up to 127, libkrb5's beyond
+_REASONS = {
+    1: "client_expired",  # KDC_ERR_NAME_EXP: the account
+    6: "client_unknown",  # KDC_ERR_C_PRINCIPAL_UNKNOWN
+    7: "service_unknown",  # KDC_ERR_S_PRINCIPAL_UNKNOWN
+    9: "key_rejected",  # KDC_ERR_NULL_KEY: the account has no key at all
+    10: "policy_refused",  # KDC_ERR_CANNOT_POSTDATE
+    11: "policy_refused",  # KDC_ERR_NEVER_VALID: the lifetime comes out as nothing
+    12: "policy_refused",  # KDC_ERR_POLICY; Heimdal's answer for a disabled account
+    13: "policy_refused",  # KDC_ERR_BADOPTION
+    14: "enctype_unsupported",  # KDC_ERR_ETYPE_NOSUPP
+    18: "client_revoked",  # KDC_ERR_CLIENT_REVOKED: disabled, locked; Active Directory: expired too
+    21: "policy_refused",  # KDC_ERR_CLIENT_NOTYET
+    23: "client_expired",  # KDC_ERR_KEY_EXPIRED: the password
+    24: "key_rejected",  # KDC_ERR_PREAUTH_FAILED
+    29: "kdc_unreachable",  # KDC_ERR_SVC_UNAVAILABLE
+    31: "key_rejected",  # KRB_AP_ERR_BAD_INTEGRITY: the reply does not decrypt, where no preauthentication is required
+    37: "clock_skew",  # KRB_AP_ERR_SKEW
+    68: "client_unknown",  # KDC_ERR_WRONG_REALM
+    135: "krb5_config",  # KRB5_CONFIG_CANTOPEN
+    136: "krb5_config",  # KRB5_CONFIG_BADFORMAT
+    148: "clock_skew",  # KRB5_KDCREP_SKEW
+    150: "enctype_unsupported",  # KRB5_PROG_ETYPE_NOSUPP
+    154: "krb5_config",  # KRB5_REALM_UNKNOWN: no KDC in krb5.conf, nor in DNS
+    156: "kdc_unreachable",  # KRB5_KDC_UNREACH: refused, hung or not resolvable
+    181: "principal_not_in_keytab",  # KRB5_KT_NOTFOUND
+    # KRB5_PREAUTH_FAILED: with a keytab that was found to be whole and to have the principal, its keys are of no use.
+    210: "enctype_unsupported",
+    224: "krb5_config",  # KRB5_CONFIG_NODEFREALM
+    230: "principal_not_in_keytab",  # KRB5_KT_KVNONOTFOUND
+    236: "enctype_unsupported",  # KRB5_NOPERM_ETYPE
+    237: "krb5_config",  # KRB5_CONFIG_ETYPE_NOSUPP
+}
+
+
+def classify(code: int) -> str:
+    """The reason that libkrb5's number means; `internal` for one that nobody has met yet."""
+    return _REASONS.get(code - _BASE, "internal")
+
+
+def exchange(request: dict[str, Any]) -> bytes:
+    """The ccache that the KDC gives for a request: header with the KDC's time offset, principal, TGT.
+
+    `request` has `principal`, `keytab`, `lifetime` and `renewable_lifetime` (seconds), `forwardable`. One call is one
+    attempt at the KDC, and none where the keytab will not do. Raises RefreshError.
+    """
+    if not hasattr(krb5, "marshal_credentials"):
+        raise RefreshError(
+            "internal",
+            "the package krb5 was compiled against a libkrb5 that cannot marshal credentials",
+            hint="install it again (pip install --force-reinstall --no-binary krb5 krb5) beside MIT krb5 1.20 or newer",
+        )
+    try:
+        context = krb5.init_context()
+    except krb5.Krb5Error as error:
+        raise RefreshError("krb5_config", _words(error), code=error.err_code) from None
+    principal = _parse(context, request["principal"])
+    keytab = _open_keytab(context, request["keytab"], principal)
+
+    options = krb5.get_init_creds_opt_alloc(context)
+    krb5.get_init_creds_opt_set_tkt_life(options, int(request["lifetime"]))
+    krb5.get_init_creds_opt_set_renew_life(options, int(request["renewable_lifetime"]))
+    krb5.get_init_creds_opt_set_forwardable(options, request["forwardable"])
+    krb5.get_init_creds_opt_set_proxiable(options, False)
+    try:
+        credentials = krb5.get_init_creds_keytab(context, principal, options, keytab)
+    except krb5.Krb5Error as error:
+        raise RefreshError(
+            classify(error.err_code), f"{request['principal']}: {_words(error)}", code=error.err_code
+        ) from None
+
+    client = credentials.client
+    owner = ccache.Principal(client.realm, tuple(client.components), int(client.type))
+    return b"".join(
+        (
+            ccache.encode_header(krb5.get_time_offsets(context)),
+            ccache.encode_principal(owner),
+            krb5.marshal_credentials(context, credentials),
+        )
+    )
+
+
+def _parse(context: krb5.Context, name: str) -> krb5.Principal:
+    try:
+        return krb5.parse_name_flags(context, name.encode("utf-8", "surrogateescape"))
+    except krb5.Krb5Error as error:
+        raise RefreshError("krb5_config", f"{name}: {_words(error)}", code=error.err_code) from None
+
+
+def _open_keytab(context: krb5.Context, path: str, principal: krb5.Principal) -> krb5.KeyTab:
+    """The keytab, once it is known to be there, readable, whole, and to have the principal: libkrb5 has one number
+    for all of these."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except FileNotFoundError:
+        raise RefreshError("keytab_missing", f"{path}: there is no such keytab") from None
+    except IsADirectoryError:
+        raise RefreshError("keytab_invalid", f"{path}: it is a directory") from None
+    except OSError as error:
+        raise RefreshError("keytab_unreadable", f"{path}: uid {os.geteuid()}: {error.strerror}") from None
+    if start not in (b"\x05\x02", b"\x05\x01"):  # the format's two versions (MIT, "Keytab file format")
+        raise RefreshError("keytab_invalid", f"{path}: it is " + ("not a keytab" if start else "empty"))
+    try:
+        keytab = krb5.kt_resolve(context, b"FILE:" + os.fsencode(path))
+        names = {krb5.unparse_name_flags(context, entry.principal) for entry in keytab}
+    except krb5.Krb5Error as error:
+        raise RefreshError("keytab_invalid", f"{path}: {_words(error)}", code=error.err_code) from None
+    if not names:
+        raise RefreshError("keytab_invalid", f"{path}: it has no keys")
+    wanted = krb5.unparse_name_flags(context, principal)
+    if wanted not in names:
+        shown = ", ".join(sorted(name.decode("utf-8", "replace") for name in names)[:5])
+        raise RefreshError(
+            "principal_not_in_keytab",
+            f"{path}: it has no key of {wanted.decode('utf-8', 'replace')}; it has those of {shown}",
+        )
+    return keytab
+
+
+def _words(error: krb5.Krb5Error) -> str:
+    """libkrb5's text, for people; nothing is decided by it."""
+    text = str(error)
+    return f"{text} [{error.err_code}]" if str(error.err_code) not in text else text
+
+
+def _isolate(parent: int) -> None:
+    """No core dump, no tracer, no life after the parent's."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.prctl(_PR_SET_DUMPABLE, 0)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if os.getppid() != parent:  # it died before the first call took effect
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle
+
+
+def main(parent: int) -> None:
+    """Answers requests until standard input ends. `parent` is the pid of the process that started this one."""
+    _isolate(parent)
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a plugin prints must not be taken for a reply
+    for line in sys.stdin.buffer:
+        body = b""
+        try:
+            body = exchange(json.loads(line))
+            reply: dict[str, Any] = {"size": len(body)}
+        except RefreshError as error:
+            reply = {"reason": error.reason, "message": str(error), "hint": error.hint, "code": error.code}
+        except Exception as error:  # noqa: BLE001  (whatever it is, the parent has to hear of it)
+            reply = {"reason": "internal", "message": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply).encode() + b"\n" + body)
+        replies.flush()

@@ -1,0 +1,51 @@
+"""One line per event that matters: text for people, JSON for machines. Fields never carry key material."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any
+
+logger = logging.getLogger("krbrefresh")
+
+_TIME = "%Y-%m-%dT%H:%M:%S"
+
+
+def event(level: int, name: str, **fields: Any) -> None:
+    """Logs the event `name` with its fields; None means that a field is not known, and is left out."""
+    known = {key: value for key, value in fields.items() if value is not None}
+    logger.log(level, name, extra={"fields": known})
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = getattr(record, "fields", {})
+        words = [_moment(record), f"{record.levelname:<7}", record.getMessage()]
+        words += [f"{key}={_plain(value)}" for key, value in fields.items()]
+        return " ".join(words)
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": _moment(record), "level": record.levelname.lower(), "event": record.getMessage()}
+        return json.dumps({**line, **getattr(record, "fields", {})}, default=str)
+
+
+def set_up(log_format: str) -> None:
+    """Logs to standard error in that format, `text` or `json`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Json() if log_format == "json" else _Text())
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _moment(record: logging.LogRecord) -> str:
+    return time.strftime(_TIME, time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+
+def _plain(value: object) -> str:
+    text = str(value)
+    return text if text and not any(letter.isspace() or letter == '"' for letter in text) else json.dumps(text)
