@@ -11,7 +11,6 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import AsyncIterator
 from typing import Any
 
 from ..errors import REFRESH_REASONS, NotInstalledError, RefreshError
@@ -47,7 +46,7 @@ class Exchanger:
     def __init__(self) -> None:
         self._command = [sys.executable, "-I", "-S", "-c", _START, str(os.getpid()), *_module_directories()]
         self._slots = asyncio.Semaphore(MOST_CHILDREN)
-        self._waiting = 0
+        self._in_line = 0
         self._idle: list[asyncio.subprocess.Process] = []
 
     async def exchange(self, credential: CredentialSettings, deadline: float) -> bytes:
@@ -62,38 +61,32 @@ class Exchanger:
             "renewable_lifetime": credential.renewable_lifetime,
             "forwardable": credential.forwardable,
         }
-        async with self._child() as child:
-            try:
-                return await asyncio.wait_for(_converse(child, request), deadline)
-            except asyncio.TimeoutError:
-                raise RefreshError(
-                    "kdc_timeout", f"{credential.principal}: the exchange had no end after {deadline:.3g} s"
-                ) from None
-
-    @contextlib.asynccontextmanager
-    async def _child(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        self._waiting += 1
+        self._in_line += 1
         try:
             await self._slots.acquire()
         finally:
-            self._waiting -= 1
+            self._in_line -= 1
         child = None
+        answered = False
         try:
             child = self._idle.pop() if self._idle else await self._start()
-            yield child
-            if self._waiting and child.returncode is None:
-                self._idle.append(child)
-                child = None
-        except RefreshError as error:
-            # A child that answered, if only with a reason, is in order.
-            if error.reason not in ("kdc_timeout", "internal") and self._waiting and child is not None:
-                self._idle.append(child)
-                child = None
-            raise
+            reply, body = await asyncio.wait_for(_converse(child, request), deadline)
+            answered = True
+        except asyncio.TimeoutError:
+            raise RefreshError(
+                "kdc_timeout", f"{credential.principal}: the exchange had no end after {deadline:.3g} s"
+            ) from None
         finally:
-            if child is not None:
+            if child is not None and answered and self._in_line:
+                self._idle.append(child)
+            elif child is not None:
                 await _end(child)
             self._slots.release()
+        if "size" in reply:
+            return body
+        if reply.get("reason") not in REFRESH_REASONS:
+            raise RefreshError("internal", f"the exchange's child process replied {reply!r}")
+        raise RefreshError(reply["reason"], reply["message"], hint=reply.get("hint"), code=reply.get("code"))
 
     async def _start(self) -> asyncio.subprocess.Process:
         try:
@@ -108,25 +101,21 @@ class Exchanger:
             ) from None
 
 
-async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) -> bytes:
+async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """What the child replies to a request, and the bytes that follow its reply."""
     assert child.stdin is not None
     assert child.stdout is not None
     try:
         child.stdin.write(json.dumps(request).encode() + b"\n")
         await child.stdin.drain()
-        reply = json.loads(await child.stdout.readline())
-        if "size" in reply:
-            return await child.stdout.readexactly(reply["size"])
+        reply: dict[str, Any] = json.loads(await child.stdout.readline())
+        return reply, await child.stdout.readexactly(reply.get("size", 0))
     except (OSError, ValueError, asyncio.IncompleteReadError):
-        status = await child.wait() if child.returncode is None else child.returncode
         raise RefreshError(
             "internal",
-            f"the exchange's child process ended with status {status} and no reply",
+            f"the exchange's child process ended with status {await child.wait()} and no reply",
             hint="its standard error, in this log, may say why; a negative status is the signal that ended it",
         ) from None
-    if reply.get("reason") not in REFRESH_REASONS:
-        raise RefreshError("internal", f"the exchange's child process replied {reply!r}")
-    raise RefreshError(reply["reason"], reply["message"], hint=reply.get("hint"), code=reply.get("code"))
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

@@ -89,6 +89,11 @@ class Credential:
         self.error = None
         self.failures = self.rejections = 0
 
+    def lost(self) -> None:
+        """The published token is gone from its path; its generation counts all the same."""
+        self.token = self.window = None
+        self.hurry()
+
     def failed(self, error: RefreshError, now: float) -> None:
         """A try failed; what is published stands."""
         self.error = error
@@ -99,7 +104,7 @@ class Credential:
             kind=error.retry,
             failures=self.failures,
             rejections=self.rejections,
-            expires_at=self.token.expires if self.token else None,
+            window=self.window,
             chance=self._chance(),
         )
 

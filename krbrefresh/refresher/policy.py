@@ -13,6 +13,7 @@ from ..errors import LOOK_AGAIN, REJECTED
 FIRST_TRY_WITHIN = 0.3  # of the window: spreads the workers of one deployment, and leaves time for retries
 MAX_WINDOW = 0.5  # of the life: a window of more would refresh a token that is younger than it is old
 BACKOFF_CAP = 60.0
+BACKOFF_CAP_SHARE = 0.08  # of the window: a KDC that is up for a tenth of it is met at least once
 MIN_DELAY = 1.0
 LEFT_PER_TRY = 0.25  # no wait is longer than this share of the time left: room for three tries, also slow ones
 REJECTED_DELAYS = (300.0, 600.0, 1200.0, 2400.0, 3600.0)  # a lockout threshold is counted per half hour, often
@@ -58,12 +59,12 @@ def first_try(window: Window, chance: float) -> float:
     return window.opens_at + window.length * FIRST_TRY_WITHIN * chance
 
 
-def retry(now: float, *, kind: str, failures: int, rejections: int, expires_at: float | None, chance: float) -> float:
+def retry(now: float, *, kind: str, failures: int, rejections: int, window: Window | None, chance: float) -> float:
     """When to try again after a failure.
 
     `kind` is how the reason retries (errors.REFRESH_REASONS), `failures` the tries that failed in a row, this one
-    included, `rejections` how many of them the KDC refused for a reason that repeating can make worse, and `expires_at`
-    the end of the token that is published, None where there is none.
+    included, `rejections` how many of them the KDC refused for a reason that repeating can make worse, and `window`
+    that of the token that is published, None where there is none.
 
     Once the KDC has refused, every wait is that of the refusal, whatever fails after it: a network that comes and goes
     must not turn into a series of bad attempts that locks the account.
@@ -73,10 +74,11 @@ def retry(now: float, *, kind: str, failures: int, rejections: int, expires_at: 
     if kind == REJECTED or rejections:
         return now + REJECTED_DELAYS[min(max(rejections, 1), len(REJECTED_DELAYS)) - 1]
     cap = min(BACKOFF_CAP, 2.0 ** min(failures - 1, 10))
-    delay = MIN_DELAY + (cap - MIN_DELAY) * chance
-    if expires_at is not None and expires_at > now:
-        delay = min(delay, (expires_at - now) * LEFT_PER_TRY)
-    return now + max(delay, MIN_DELAY)
+    most = BACKOFF_CAP
+    if window is not None and window.expires_at > now:
+        cap = min(cap, max(MIN_DELAY, window.length * BACKOFF_CAP_SHARE))
+        most = (window.expires_at - now) * LEFT_PER_TRY
+    return now + max(MIN_DELAY, min(MIN_DELAY + (cap - MIN_DELAY) * chance, most))
 
 
 def deadline(window: Window | None, now: float, configured: float) -> float:

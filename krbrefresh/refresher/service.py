@@ -183,8 +183,7 @@ class Service:
                 credential.hurry()
             elif credential.token is not None and publish.published(Destination.of(credential.settings)) is None:
                 event(logging.WARNING, "token_vanished", credential=credential.settings.name)
-                credential.token = None
-                credential.hurry()
+                credential.lost()
 
     def _look_interval(self) -> float:
         failing = any(credential.error is not None for credential in self._credentials)

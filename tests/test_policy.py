@@ -1,0 +1,262 @@
+"""The promises of the schedule, and a week of it on a clock that is not real."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import random
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from krbrefresh.errors import LOOK_AGAIN, REFRESH_REASONS, REJECTED, TRANSIENT, RefreshError
+from krbrefresh.refresher import policy
+from krbrefresh.refresher.credential import Credential
+from krbrefresh.refresher.policy import Share, Window
+from krbrefresh.refresher.settings import CredentialSettings
+from krbrefresh.token import Token, seal
+from tests.support import ccache_bytes, ticket
+
+NOW = 1_800_000_000.0
+lives = st.floats(1, 90 * 86400)
+shares = st.one_of(
+    st.builds(Share, fraction=st.floats(0.001, 1)), st.builds(Share, seconds=st.floats(0.1, 100 * 86400))
+)
+chances = st.floats(0, 1, exclude_max=True)
+
+
+def retry(now: float, window: Window | None = None, **changes: Any) -> float:
+    return policy.retry(
+        now, window=window, **{"kind": TRANSIENT, "failures": 1, "rejections": 0, "chance": 0.5, **changes}
+    )
+
+
+@given(lives, shares)
+def test_the_window_is_never_more_than_half_the_life(life: float, share: Share) -> None:
+    window = policy.window(NOW, NOW + life, share)
+    assert 0 < window.length <= life / 2 + 1e-6
+    assert window.expires_at == NOW + life
+    wanted = life * share.fraction if share.seconds is None else share.seconds
+    assert window.clamped == (wanted > life / 2)
+    if not window.clamped:
+        assert window.length == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_third_of_the_life_is_the_default() -> None:
+    assert policy.window(NOW, NOW + 36000, Share()).length == pytest.approx(12000)
+
+
+@given(lives, shares, chances)
+def test_the_first_try_falls_into_the_first_30_percent_of_the_window(life: float, share: Share, chance: float) -> None:
+    window = policy.window(NOW, NOW + life, share)
+    assert window.opens_at <= policy.first_try(window, chance) <= window.opens_at + 0.3 * window.length + 1e-6
+
+
+def test_first_tries_are_spread_over_all_of_it() -> None:
+    window = policy.window(NOW, NOW + 30000, Share())
+    assert policy.first_try(window, 0) == window.opens_at
+    assert policy.first_try(window, 0.999) > window.opens_at + 0.29 * window.length
+
+
+@given(
+    st.sampled_from([TRANSIENT, REJECTED, LOOK_AGAIN]),
+    st.integers(1, 10_000),
+    st.integers(0, 10_000),
+    lives,
+    st.floats(-2, 1),
+    chances,
+)
+def test_never_more_than_one_try_a_second(
+    kind: str, failures: int, rejections: int, life: float, where: float, chance: float
+) -> None:
+    window = policy.window(NOW, NOW + life, Share())
+    now = window.expires_at + where * life
+    again = retry(now, window, kind=kind, failures=failures, rejections=rejections, chance=chance)
+    assert again - now >= 1 - 1e-6
+
+
+@given(lives, shares, chances, chances, st.lists(chances, min_size=3, max_size=3), st.floats(0, 1))
+def test_at_least_three_tries_before_expiry_whenever_the_window_allows(
+    life: float, share: Share, first: float, second: float, costs: list[float], slow: float
+) -> None:
+    # Also when each try lasts until its deadline, which is a quarter of the window at the most.
+    window = policy.window(NOW, NOW + life, share)
+    lasts = [policy.deadline(window, window.opens_at, 15.0) * cost * slow for cost in costs]
+    now = policy.first_try(window, first)
+    tries = 0
+    while now < window.expires_at and tries < 3:
+        tries += 1
+        now = retry(now + lasts[tries - 1], window, failures=tries, chance=second)
+    # What a window must have for three tries a second apart, the first of which may be 30 % into it.
+    if 0.7 * window.length - lasts[0] - lasts[1] > 2.0 / (1 - policy.LEFT_PER_TRY) + 0.1:
+        assert tries == 3
+
+
+@given(chances, st.integers(1, 200), st.one_of(st.none(), lives))
+def test_the_back_off_grows_with_the_failures_up_to_its_cap(chance: float, failures: int, life: float | None) -> None:
+    window = None if life is None else policy.window(NOW, NOW + life, Share())
+    now = NOW if window is None else window.opens_at
+    shorter = retry(now, window, failures=failures, chance=chance) - now
+    longer = retry(now, window, failures=failures + 1, chance=chance) - now
+    assert 1 - 1e-6 <= shorter <= longer + 1e-6 <= policy.BACKOFF_CAP + 1e-5
+
+
+def test_the_back_off_without_a_token() -> None:
+    full = [round(retry(NOW, failures=n, chance=0.9999999) - NOW) for n in range(1, 10)]
+    assert full == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert retry(NOW, failures=9, chance=0.0) - NOW == 1  # full jitter: from a second up to the cap
+
+
+@pytest.mark.parametrize(("rejections", "minutes"), [(1, 5), (2, 10), (3, 20), (4, 40), (5, 60), (6, 60), (99, 60)])
+def test_a_refusal_waits_for_minutes(rejections: int, minutes: int) -> None:
+    assert retry(NOW, kind=REJECTED, failures=rejections, rejections=rejections) == NOW + 60 * minutes
+
+
+def test_after_a_refusal_a_network_that_flaps_does_not_speed_it_up() -> None:
+    assert retry(NOW, kind=TRANSIENT, failures=5, rejections=2) == NOW + 600
+
+
+@given(lives, st.floats(0.01, 1000))
+def test_an_exchange_may_take_a_quarter_of_the_window_and_no_more_than_configured(life: float, most: float) -> None:
+    window = policy.window(NOW, NOW + life, Share())
+    deadline = policy.deadline(window, NOW, most)
+    assert deadline <= most
+    assert deadline <= max(window.length / 4, policy.MIN_DEADLINE)
+    assert policy.deadline(window, NOW + life, most) == policy.deadline(None, NOW, most) == most
+
+
+# --- the state of one credential ---
+
+
+def credential(**changes: Any) -> Credential:
+    configured = CredentialSettings(principal="etl@EXAMPLE.COM", keytab="/k", ccache="/c", **changes)
+    return Credential(configured, exchange_deadline=15.0, chance=random.Random(1).random)
+
+
+def token_for(owner: Credential, now: float, life: int, **fields: Any) -> Token:
+    body = ccache_bytes(ticket(authtime=int(now), endtime=int(now) + life, **fields))
+    return Token.parse(
+        seal(
+            body,
+            generation=owner.next_generation(now),
+            issued_at=int(now),
+            window_opens_at=int(now),
+            refresher="test",
+            settings=owner.settings.fingerprint,
+        )
+    )
+
+
+def test_a_generation_only_grows_whatever_the_clock_does() -> None:
+    life = credential()
+    seen = []
+    for now in (NOW, NOW, NOW + 1, NOW - 86400, NOW + 3600):
+        life.succeeded(token_for(life, now, 3600))
+        seen.append(life.generation)
+    assert seen == [NOW, NOW + 1, NOW + 2, NOW + 3, NOW + 3600]
+    life.lost()
+    assert life.next_generation(NOW) == NOW + 3601
+
+
+def test_rejections_are_forgotten_after_a_success_or_a_new_keytab_and_not_before() -> None:
+    life = credential()
+    for reason in ("key_rejected", "kdc_unreachable", "client_revoked"):
+        life.failed(RefreshError(reason, "x"), NOW)
+    assert (life.failures, life.rejections, life.due_at) == (3, 2, NOW + 600)
+    life.hurry()
+    assert life.due(NOW)
+    life.failed(RefreshError("key_rejected", "x"), NOW)
+    assert life.due_at == NOW + 300
+    life.succeeded(token_for(life, NOW, 3600))
+    assert (life.failures, life.rejections, life.error) == (0, 0, None)
+
+
+def test_only_a_token_of_ours_outside_its_window_is_adopted() -> None:
+    life = credential()
+    good = token_for(life, NOW, 3600)
+    assert credential().adopt(good, NOW + 1)
+    assert not credential().adopt(good, NOW + 2500)  # in its window
+    assert not credential().adopt(good, NOW + 4000)  # over
+    assert not credential(lifetime=7200.0).adopt(good, NOW + 1)  # made with other settings
+    assert not credential().adopt(Token.parse(ccache_bytes(ticket())), NOW + 1)  # kinit's
+    other = Credential(CredentialSettings(principal="x@EXAMPLE.COM", keytab="/k", ccache="/c"), exchange_deadline=15.0)
+    assert not other.adopt(good, NOW + 1)
+
+
+def test_a_principal_without_a_realm_owns_a_token_of_any_realm() -> None:
+    life = Credential(CredentialSettings(principal="etl", keytab="/k", ccache="/c"), exchange_deadline=15.0)
+    assert life.is_ours(Token.parse(ccache_bytes(ticket())))
+    assert not credential().is_ours(Token.parse(ccache_bytes(ticket(), principal=ticket().server)))
+
+
+def test_every_reason_has_a_way_to_retry_and_a_hint() -> None:
+    for reason, (kind, hint) in REFRESH_REASONS.items():
+        error = RefreshError(reason, "x")
+        assert error.retry == kind in (TRANSIENT, REJECTED, LOOK_AGAIN)
+        assert error.hint == hint != ""
+
+
+# --- a week ---
+
+
+class FlakyKdc:
+    """Up and down for random times; when it is down it refuses at once or lets the exchange run into its deadline."""
+
+    def __init__(self, seed: int, until: float) -> None:
+        self.random = random.Random(seed)
+        self.turns: list[float] = []
+        now = NOW
+        while now < until:
+            # Up for a minute to eight hours, down for a second to 90 minutes.
+            now += 60 * 480 ** self.random.random()
+            self.turns.append(now)
+            now += 5400 ** self.random.random()
+            self.turns.append(now)
+
+    def outage_at(self, now: float) -> float | None:
+        """When the outage ends that there is now, or None."""
+        import bisect
+
+        index = bisect.bisect_right(self.turns, now)
+        return self.turns[index] if index % 2 and index < len(self.turns) else None
+
+
+@settings(deadline=None, max_examples=5)
+@given(st.integers(0, 10**6))
+def test_a_week_against_a_flaky_kdc(seed: int) -> None:
+    """Ten-hour tickets, twenty credentials, outages of up to 90 minutes: nothing expires, nobody storms, and it does
+    not take a second."""
+    week, life = NOW + 7 * 86400, 36000
+    kdc = FlakyKdc(seed, week)
+    fleet = [credential() for _ in range(20)]
+    attempts: dict[int, list[float]] = {index: [] for index in range(len(fleet))}
+    expired = 0
+    queue = [(NOW, index) for index in range(len(fleet))]
+    started = time.process_time()
+    while queue:
+        now, index = heapq.heappop(queue)
+        if now > week:
+            continue
+        life_of = fleet[index]
+        attempts[index].append(now)
+        had = life_of.token
+        if kdc.outage_at(now) is None:
+            if had is not None and had.expires <= now:
+                expired += 1
+            life_of.succeeded(token_for(life_of, now, life))
+        elif kdc.random.random() < 0.5:
+            life_of.failed(RefreshError("kdc_unreachable", "down"), now)
+        else:
+            now += life_of.deadline(now)
+            life_of.failed(RefreshError("kdc_timeout", "hung"), now)
+        heapq.heappush(queue, (life_of.due_at, index))
+    took = time.process_time() - started
+    assert expired == 0
+    for times in attempts.values():
+        # 168 hours in lives of 6.7 to 7.7 hours; outages cost a try a minute at the most, after the first few.
+        assert 22 <= len(times) < 22 + 26 + 30 * 100
+        assert all(later - earlier >= 1 for earlier, later in itertools.pairwise(times))
+    assert took < 1, f"{sum(map(len, attempts.values()))} tries took {took:.2f} s"

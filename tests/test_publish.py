@@ -1,0 +1,357 @@
+"""Publication: atomic, with the configured mode and group, refused where it would not be safe."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+import krbrefresh
+from krbrefresh.errors import LayoutError, RefreshError
+from krbrefresh.refresher import publish
+from krbrefresh.refresher.publish import Destination
+from krbrefresh.token import Token, seal
+from tests.support import ETL, ccache_bytes, ticket
+
+GROUP = 64990
+
+
+def sealed(generation: int) -> bytes:
+    body = ccache_bytes(ticket(endtime=int(time.time()) + 3600))
+    return seal(
+        body, generation=generation, issued_at=generation, window_opens_at=generation, refresher="test", settings="test"
+    )
+
+
+def destination(place: Path, gid: int | None = None, mode: int = 0o440) -> Destination:
+    return Destination(str(place / "token"), "krb5cc", mode, gid)
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o077, 0o777], ids="umask {0:03o}".format)
+def umask(request: pytest.FixtureRequest) -> object:
+    old = os.umask(request.param)
+    yield request.param
+    os.umask(old)
+
+
+@pytest.mark.usefixtures("umask")
+def test_the_directory_is_made_and_the_mode_is_set_whatever_the_umask(place: Path) -> None:
+    where = Destination(str(place / "a" / "b" / "token"), "krb5cc", 0o440, None)
+    for generation in (1, 2):
+        publish.publish(where, sealed(generation))
+        found = os.stat(where.path)
+        assert stat.S_IMODE(found.st_mode) == 0o440
+        assert stat.S_IMODE(os.stat(where.directory).st_mode) == 0o2750
+        assert krbrefresh.load(where.path).generation == generation
+        assert os.listdir(where.directory) == ["krb5cc"]
+
+
+@pytest.mark.root
+def test_the_group_is_that_of_the_settings_after_every_publication(place: Path) -> None:
+    where = destination(place, GROUP)
+    for generation in (1, 2, 3):
+        publish.publish(where, sealed(generation))
+        assert os.stat(where.path).st_gid == os.stat(where.directory).st_gid == GROUP
+        assert stat.S_IMODE(os.stat(where.directory).st_mode) == 0o2750
+        os.chown(where.path, -1, 0)  # somebody meddles; the next publication puts it right
+        os.chmod(where.path, 0o600)
+
+
+def test_an_existing_directory_is_not_touched(place: Path) -> None:
+    where = destination(place)
+    os.mkdir(where.directory)
+    os.chmod(where.directory, 0o755)
+    publish.prepare(where)
+    publish.publish(where, sealed(1))
+    assert stat.S_IMODE(os.stat(where.directory).st_mode) == 0o755
+
+
+def refused(where: Destination, words: str) -> None:
+    before = sorted(os.listdir(os.path.dirname(where.directory)))
+    with pytest.raises(LayoutError, match=words) as caught:
+        publish.judge(where)
+    assert caught.value.hint
+    with pytest.raises(RefreshError, match=words) as failed:  # and while running it is a reason, not an end
+        publish.publish(where, sealed(1))
+    assert failed.value.reason == "publish_failed"
+    assert sorted(os.listdir(os.path.dirname(where.directory))) == before
+
+
+def test_a_symlink_at_the_ccache_is_refused(place: Path) -> None:
+    where = destination(place)
+    os.mkdir(where.directory, 0o755)
+    target = place / "target"
+    target.write_text("precious")
+    os.symlink(target, where.path)
+    refused(where, "the ccache is a symlink")
+    assert target.read_text() == "precious"
+    assert os.path.islink(where.path)
+
+
+def test_a_file_that_is_no_ccache_is_refused(place: Path) -> None:
+    where = destination(place)
+    os.mkdir(where.directory, 0o755)
+    Path(where.path).write_text("root:x:0:0:root:/root:/bin/bash\n")
+    refused(where, "is not a ccache, and is not overwritten")
+    os.unlink(where.path)
+    os.mkdir(where.path)
+    refused(where, "not a regular file")
+
+
+def test_an_empty_file_and_a_strange_ccache_are_replaced(place: Path) -> None:
+    where = destination(place)
+    os.mkdir(where.directory, 0o755)
+    for start in (b"", b"\x05\x04", b"\x05\x03torn"):
+        Path(where.path).write_bytes(start)
+        publish.judge(where)
+        publish.publish(where, sealed(1))
+        os.unlink(where.path)
+
+
+@pytest.mark.root
+def test_a_file_of_another_user_is_refused(place: Path) -> None:
+    where = destination(place)
+    os.mkdir(where.directory, 0o755)
+    Path(where.path).write_bytes(sealed(1))
+    os.chown(where.path, 64991, -1)
+    refused(where, "belongs to uid 64991")
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777, 0o2770])
+def test_a_directory_that_workers_may_write_is_refused(place: Path, mode: int) -> None:
+    where = destination(place)
+    os.mkdir(where.directory)
+    os.chmod(where.directory, mode)
+    refused(where, f"group or others may write to the token directory .its mode is {mode:04o}")
+
+
+@pytest.mark.root
+def test_a_directory_of_another_user_is_refused(place: Path) -> None:
+    where = destination(place)
+    os.mkdir(where.directory, 0o755)
+    os.chown(where.directory, 64991, -1)
+    refused(where, "belongs to uid 64991")
+
+
+def test_a_symlink_for_a_directory_is_refused(place: Path) -> None:
+    where = destination(place)
+    os.mkdir(place / "real", 0o755)
+    os.symlink(place / "real", where.directory)
+    refused(where, "is a symlink or not a directory")
+
+
+@pytest.mark.root
+def test_a_group_that_we_may_not_give_files_to_is_refused_and_nothing_is_left(place: Path) -> None:
+    os.chown(place, 64991, 64991)
+    script = """
+        import sys
+        from krbrefresh.refresher.publish import Destination, prepare
+        from krbrefresh.errors import LayoutError
+        import os
+        for directory in sys.argv[1:]:
+            try:
+                prepare(Destination(directory, "krb5cc", 0o440, 64990))
+            except LayoutError as error:
+                print(error.reason, error)
+        print(sorted(os.listdir(os.path.dirname(directory))), os.listdir(sys.argv[1]))
+    """
+    os.mkdir(place / "there")
+    os.chown(place / "there", 64991, 64991)
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(place / "there"), str(place / "new")],
+        user=64991,
+        group=64991,
+        extra_groups=[],
+        env={"PYTHONPATH": os.path.dirname(os.path.dirname(krbrefresh.__file__))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = ran.stdout.splitlines()
+    assert [line.partition(": ")[2] for line in lines[:2]] == ["uid 64991 may not give files to group 64990"] * 2
+    assert lines[2] == "['there'] []"
+
+
+def test_a_failure_leaves_the_old_token_and_nothing_else(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = destination(place)
+    publish.publish(where, sealed(1))
+    before = Path(where.path).read_bytes()
+    for name in ("write", "fchmod", "fsync", "rename"):
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object, **__: object) -> None:
+                raise OSError(28, "No space left on device")
+
+            patch.setattr(publish.os, name, fail)
+            with pytest.raises(RefreshError, match="No space left on device") as caught:
+                publish.publish(where, sealed(2))
+        assert caught.value.reason == "publish_failed"
+        assert Path(where.path).read_bytes() == before
+        assert os.listdir(where.directory) == ["krb5cc"]
+
+
+@pytest.mark.root
+def test_a_full_disk_leaves_the_old_token(place: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k,mode=0755", "none", str(place)], check=True)
+    try:
+        where = destination(place)
+        publish.publish(where, sealed(1))
+        before = Path(where.path).read_bytes()
+        with open(place / "filler", "wb", buffering=0) as filler:
+            try:
+                while True:
+                    filler.write(b"\0" * 4096)
+            except OSError:
+                pass
+        with pytest.raises(RefreshError, match="No space left on device"):
+            publish.publish(where, sealed(2))
+        assert Path(where.path).read_bytes() == before
+        assert os.listdir(where.directory) == ["krb5cc"]
+        os.unlink(place / "filler")
+        publish.publish(where, sealed(2))
+        assert krbrefresh.load(where.path).generation == 2
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def test_leftovers_of_ours_are_swept_and_nothing_else(place: Path) -> None:
+    where = destination(place)
+    publish.publish(where, sealed(1))
+    for name in (".krbrefresh-0123456789abcdef.tmp", ".krbrefresh-short.tmp", "other"):
+        (place / "token" / name).write_bytes(b"\x05\x04")
+    publish.prepare(where)
+    assert sorted(os.listdir(where.directory)) == [".krbrefresh-short.tmp", "krb5cc", "other"]
+
+
+# --- SIGKILL at every system call of a publication ---
+
+PUBLISH = """
+import sys
+from krbrefresh.refresher.publish import Destination, publish
+directory, data = sys.argv[1:]
+where = Destination(directory, "krb5cc", 0o440, None)
+contents = open(data, "rb").read()
+sys.stdout.write("ready"); sys.stdout.flush()
+publish(where, contents)
+"""
+
+
+def traced_publication(place: Path, data: Path, *inject: str) -> subprocess.CompletedProcess[str]:
+    """Publishes under strace, which writes its log to place/strace.log."""
+    return subprocess.run(
+        [
+            "strace",
+            "-o",
+            str(place / "strace.log"),
+            *inject,
+            sys.executable,
+            "-c",
+            PUBLISH,
+            str(place / "token"),
+            str(data),
+        ],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_sigkill_at_every_system_call_of_a_publication(place: Path) -> None:
+    where = destination(place)
+    old, new = place / "old", place / "new"
+    old.write_bytes(sealed(1))
+    new.write_bytes(sealed(2))
+    publish.publish(where, old.read_bytes())
+
+    # Which calls a publication makes, and the how-manieth of its kind each is in the life of the process.
+    traced_publication(place, new)
+    log = (place / "strace.log").read_text().splitlines()
+    ready = next(index for index, line in enumerate(log) if '"ready"' in line)
+    renamed = next(index for index, line in enumerate(log) if line.startswith("rename"))
+    assert {"openat", "write", "fchmod", "fsync"} <= {line.partition("(")[0] for line in log[ready:renamed]}
+    kills = []
+    for index in range(ready + 1, len(log)):
+        name = log[index].partition("(")[0]
+        if not re.fullmatch(r"\w+", name) or name in ("exit_group", "munmap", "brk", "mmap", "rt_sigaction"):
+            continue
+        nth = sum(line.startswith(name + "(") for line in log[: index + 1])
+        kills.append((name, nth, index > renamed))
+    assert len(kills) >= 10
+
+    seen = {"old": 0, "new": 0}
+    leftovers = 0
+    for name, nth, after in kills:
+        publish.publish(where, old.read_bytes())
+        ran = traced_publication(place, new, "-e", f"inject={name}:signal=KILL:when={nth}")
+        assert ran.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), (name, nth, ran.stderr)
+        found = Path(where.path).read_bytes()
+        assert found in (old.read_bytes(), new.read_bytes()), (name, nth)
+        token = krbrefresh.validate(where.path, principal=str(ETL))
+        assert token.generation in (1, 2)
+        assert not (after and token.generation == 1)
+        seen["new" if token.generation == 2 else "old"] += 1
+        leftovers += len(os.listdir(where.directory)) - 1
+        publish.prepare(where)
+        assert os.listdir(where.directory) == ["krb5cc"]
+    assert seen["old"]
+    assert seen["new"]
+    assert leftovers  # else the sweep was not tried
+
+
+# --- readers that never rest ---
+
+READER = """
+import os, sys, time
+import krbrefresh
+path, until = sys.argv[1], sys.argv[2]
+good, bad, generations, last = 0, [], 0, 0
+while not os.path.exists(until):
+    for _ in range(20):
+        try:
+            token = krbrefresh.validate(path, principal="etl@EXAMPLE.COM")
+        except krbrefresh.TokenError as error:
+            bad.append(f"{error.reason}: {error}")
+            continue
+        good += 1
+        if token.generation < last:
+            bad.append(f"generation {token.generation} after {last}")
+        generations += token.generation != last
+        last = token.generation
+print(good, generations, len(bad), bad[:3], sep="\\t")
+"""
+
+
+@pytest.mark.slow
+def test_ten_tight_readers_during_2000_publications(place: Path, record_property: pytest.RecordProperty) -> None:
+    where = destination(place)
+    publish.publish(where, sealed(1))
+    stop = place / "stop"
+    readers = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, where.path, str(stop)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(10)
+    ]
+    data = [sealed(generation) for generation in range(2, 2002)]
+    for one in data:
+        publish.publish(where, one)
+    stop.touch()
+    results = [reader.communicate(timeout=30)[0].strip().split("\t") for reader in readers]
+    reads = sum(int(result[0]) for result in results)
+    seen = [int(result[1]) for result in results]
+    print(f"\n{reads} reads by 10 readers during 2000 publications, each saw {min(seen)} to {max(seen)} generations")
+    record_property("reads", reads)
+    assert [result[2] for result in results] == ["0"] * 10, results
+    assert reads > 2000
+    assert min(seen) > 100
+    assert Token.parse(Path(where.path).read_bytes()).generation == 2001
