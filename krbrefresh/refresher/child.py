@@ -77,7 +77,7 @@ class Exchanger:
                 "kdc_timeout", f"{credential.principal}: the exchange had no end after {deadline:.3g} s"
             ) from None
         finally:
-            if child is not None and answered and self._in_line:
+            if child is not None and answered and len(self._idle) < self._in_line:
                 self._idle.append(child)
             elif child is not None:
                 await _end(child)

@@ -128,19 +128,55 @@ def _open_keytab(context: krb5.Context, path: str, principal: krb5.Principal) ->
         raise RefreshError("keytab_invalid", f"{path}: it is " + ("not a keytab" if start else "empty"))
     try:
         keytab = krb5.kt_resolve(context, b"FILE:" + os.fsencode(path))
-        names = {krb5.unparse_name_flags(context, entry.principal) for entry in keytab}
+        keys = [(krb5.unparse_name_flags(context, entry.principal), entry.key.enctype) for entry in keytab]
     except krb5.Krb5Error as error:
         raise RefreshError("keytab_invalid", f"{path}: {_words(error)}", code=error.err_code) from None
-    if not names:
+    if not keys:
         raise RefreshError("keytab_invalid", f"{path}: it has no keys")
     wanted = krb5.unparse_name_flags(context, principal)
-    if wanted not in names:
-        shown = ", ".join(sorted(name.decode("utf-8", "replace") for name in names)[:5])
+    enctypes = {enctype for name, enctype in keys if name == wanted}
+    if not enctypes:
+        shown = ", ".join(sorted({name.decode("utf-8", "replace") for name, _ in keys})[:5])
         raise RefreshError(
             "principal_not_in_keytab",
             f"{path}: it has no key of {wanted.decode('utf-8', 'replace')}; it has those of {shown}",
         )
+    permitted = _permitted_enctypes()
+    if permitted and not enctypes & permitted:
+        raise RefreshError(
+            "enctype_unsupported",
+            f"{path}: its keys of {wanted.decode('utf-8', 'replace')} are of enctypes that libkrb5 does not permit: "
+            + ", ".join(_enctype_name(enctype) for enctype in sorted(enctypes)),
+        )
     return keytab
+
+
+def _permitted_enctypes() -> set[int]:
+    """The enctypes that libkrb5 and krb5.conf permit, or nothing where it cannot be told; the package krb5 lacks the
+    call. Without it the KDC would be asked, to no end."""
+    try:
+        library = ctypes.CDLL("libkrb5.so.3")
+        context, found = ctypes.c_void_p(), ctypes.POINTER(ctypes.c_int32)()
+        if library.krb5_init_context(ctypes.byref(context)):
+            return set()
+        permitted: set[int] = set()
+        if not library.krb5_get_permitted_enctypes(context, ctypes.byref(found)):
+            index = 0
+            while enctype := found[index]:  # a zero ends the list
+                permitted.add(enctype)
+                index += 1
+            library.krb5_free_enctypes(context, found)
+        library.krb5_free_context(context)
+    except (OSError, AttributeError):
+        return set()
+    return permitted
+
+
+def _enctype_name(enctype: int) -> str:
+    try:
+        return str(krb5.enctype_to_name(enctype, shortest=False))
+    except krb5.Krb5Error:
+        return str(enctype)
 
 
 def _words(error: krb5.Krb5Error) -> str:

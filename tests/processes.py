@@ -1,0 +1,143 @@
+"""Refreshers and workers as processes of their own, under the users that a test names."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support import eventually
+
+REPOSITORY = str(Path(__file__).resolve().parent.parent)
+GROUP = 64990  # the workers' group
+REFRESHER = 64991
+WORKER = 64992
+STRANGER = 64993
+
+
+@dataclass
+class Runner:
+    """How other users run this interpreter with this package."""
+
+    python: str = sys.executable
+    env: dict[str, str] = field(default_factory=lambda: {"PYTHONPATH": REPOSITORY})
+
+    def user(self, uid: int | None, *groups: int) -> dict[str, Any]:
+        """Arguments of subprocess.Popen: that uid, a group of the same number, and these groups."""
+        return {} if uid is None else {"user": uid, "group": uid, "extra_groups": list(groups)}
+
+
+def toml(**sections: dict[str, Any]) -> str:
+    lines = []
+    for name, keys in sections.items():
+        lines.append(f"[{name.replace('__', '.')}]")
+        lines += [
+            f"{key} = {json.dumps(str(value) if isinstance(value, Path) else value)}" for key, value in keys.items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+class Refresher:
+    """A running `krbrefresh run`, and what it has logged."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        config: Path,
+        env: dict[str, str],
+        *,
+        uid: int | None = None,
+        groups: tuple[int, ...] = (),
+        wrapper: tuple[str, ...] = (),
+    ) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
+        self.process = subprocess.Popen(
+            [*wrapper, runner.python, "-m", "krbrefresh", "run", "--config", str(config)],
+            env={**runner.env, **env},
+            stderr=self._log,
+            stdout=self._log,
+            cwd="/",
+            **runner.user(uid, *groups),
+        )
+
+    @property
+    def text(self) -> str:
+        # By offset: the process writes through the same open file.
+        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode()
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text.splitlines() if line.startswith("{") and line.endswith("}")]
+
+    def named(self, *names: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] in names]
+
+    def reasons(self) -> list[str]:
+        return [event["reason"] for event in self.named("refresh_failed")]
+
+    def logged(self, name: str, *, count: int = 1, within: float = 10) -> list[dict[str, Any]]:
+        """These events, once there are `count` of them."""
+
+        def enough() -> list[dict[str, Any]]:
+            assert self.process.poll() is None, f"the refresher has ended: {self.text}"
+            found = self.named(name)
+            return found if len(found) >= count else []
+
+        try:
+            return eventually(enough, within=within, what=f"{count} x {name}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.text}") from None
+
+    def stop(self, number: int = 15, *, within: float = 5) -> float:
+        """Sends the signal and waits for the end; how long it took."""
+        started = time.monotonic()
+        self.process.send_signal(number)
+        self.process.wait(within)
+        return time.monotonic() - started
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+
+
+@contextlib.contextmanager
+def refresher(*args: Any, **kwargs: Any) -> Iterator[Refresher]:
+    running = Refresher(*args, **kwargs)
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def children_of(pid: int) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                stat = Path(f"/proc/{entry}/stat").read_text()
+            except OSError:
+                continue
+            if int(stat.rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry))
+    return found
+
+
+def libfaketime() -> str:
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    assert found, "the package faketime is not installed; tools/setup installs it"
+    return str(found[0])
+
+
+def faked_clock(shift: str) -> dict[str, str]:
+    """The environment of a process whose wall clock is off by `shift` (`+2h`)."""
+    return {"LD_PRELOAD": libfaketime(), "FAKETIME": shift, "FAKETIME_DONT_FAKE_MONOTONIC": "1", "NO_FAKE_STAT": "1"}

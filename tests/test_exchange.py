@@ -1,0 +1,426 @@
+"""Exchanges with a real KDC, in real child processes: what comes back, and every reason that can be had."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from krbrefresh import ccache
+from krbrefresh._flags import TicketFlags
+from krbrefresh.errors import RefreshError
+from krbrefresh.refresher.child import MOST_CHILDREN, Exchanger
+from krbrefresh.refresher.settings import CredentialSettings
+from krbrefresh.token import Token
+from tests.processes import REFRESHER, Runner, children_of, faked_clock
+from tests.support import Realm, eventually
+
+pytestmark = pytest.mark.usefixtures("krb5_env")
+
+
+def settings(principal: str, keytab: Path, **changes: Any) -> CredentialSettings:
+    return CredentialSettings(principal=principal, keytab=str(keytab), ccache="/unused", **changes)
+
+
+def exchange(credential: CredentialSettings, deadline: float = 15) -> bytes:
+    async def one() -> bytes:
+        return await Exchanger().exchange(credential, deadline)
+
+    return asyncio.run(one())
+
+
+def failure(credential: CredentialSettings, deadline: float = 15) -> RefreshError:
+    with pytest.raises(RefreshError) as caught:
+        exchange(credential, deadline)
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.fixture
+def keytab(realm: Realm, place: Path) -> Path:
+    return realm.keytab(place / "etl.keytab", "etl")
+
+
+@pytest.fixture
+def etl(realm: Realm) -> str:
+    return realm.principal("etl")
+
+
+# --- what comes back ---
+
+
+def test_a_whole_ccache_comes_back_in_memory(keytab: Path, etl: str) -> None:
+    parsed = ccache.parse(exchange(settings(etl, keytab)))
+    (tgt,) = parsed.credentials
+    assert str(parsed.principal) == str(tgt.client) == etl
+    assert tgt.server == ccache.tgt_name(parsed.principal.realm)
+    assert parsed.kdc_offset is not None
+    assert abs(parsed.kdc_offset[0]) <= 1
+    assert tgt.endtime - tgt.starttime == 36000 or tgt.endtime - tgt.authtime == 36000
+    assert TicketFlags.INITIAL in TicketFlags(tgt.flags)
+    assert TicketFlags.FORWARDABLE not in TicketFlags(tgt.flags)
+
+
+@pytest.mark.parametrize("lifetime", [5.0, 600.0, 86400.0])
+def test_the_lifetime_is_the_one_asked_for(keytab: Path, etl: str, lifetime: float) -> None:
+    token = Token.parse(exchange(settings(etl, keytab, lifetime=lifetime)))
+    assert token.expires - token.starts == lifetime
+
+
+def test_a_lifetime_that_the_kdc_caps(realm: Realm, place: Path) -> None:
+    keytab = realm.keytab(place / "k", "capped", maxlife="20 seconds")
+    token = Token.parse(exchange(settings(realm.principal("capped"), keytab)))
+    assert token.expires - token.starts == 20
+
+
+def test_renewable_and_forwardable_as_asked(realm: Realm, place: Path) -> None:
+    keytab = realm.keytab(place / "k", "renewer", maxrenewlife="7 days")
+    realm.kadmin(f"modprinc -maxrenewlife '7 days' krbtgt/{realm.name}")
+    name = realm.principal("renewer")
+    token = Token.parse(exchange(settings(name, keytab, renewable_lifetime=3 * 86400.0, forwardable=True)))
+    assert TicketFlags.RENEWABLE | TicketFlags.FORWARDABLE in token.flags
+    assert token.renew_until is not None
+    assert token.renew_until.timestamp() == pytest.approx(token.starts + 3 * 86400, abs=2)
+    plain = Token.parse(exchange(settings(name, keytab)))
+    assert TicketFlags.RENEWABLE not in plain.flags
+    assert TicketFlags.FORWARDABLE not in plain.flags
+    assert plain.renew_until is None
+
+
+def test_a_principal_without_a_realm_gets_the_default_realm(keytab: Path, etl: str) -> None:
+    assert Token.parse(exchange(settings("etl", keytab))).principal == etl
+
+
+def test_a_keytab_with_several_principals_and_an_instance(realm: Realm, place: Path) -> None:
+    keytab = realm.keytab(place / "k", "many1", "many2", "HTTP/web.example.com")
+    for name in ("many2", "HTTP/web.example.com"):
+        assert Token.parse(exchange(settings(realm.principal(name), keytab))).principal == realm.principal(name)
+
+
+@pytest.mark.parametrize("shift", ["+2h", "-2h"])
+def test_the_kdcs_time_offset_is_in_the_header(
+    keytab: Path, etl: str, shift: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in faked_clock(shift).items():
+        monkeypatch.setenv(name, value)  # for the child; this process keeps its clock
+    parsed = ccache.parse(exchange(settings(etl, keytab)))
+    assert parsed.kdc_offset is not None
+    assert abs(parsed.kdc_offset[0] - (-7200 if shift == "+2h" else 7200)) <= 2
+
+
+def test_credentials_that_are_due_together_share_their_children(keytab: Path, etl: str) -> None:
+    async def many() -> int:
+        exchanger = Exchanger()
+        pids: set[int] = set()
+        start = exchanger._start
+
+        async def counted() -> asyncio.subprocess.Process:
+            child = await start()
+            pids.add(child.pid)
+            return child
+
+        exchanger._start = counted  # type: ignore[method-assign]
+        bodies = await asyncio.gather(*(exchanger.exchange(settings(etl, keytab), 30) for _ in range(60)))
+        assert {Token.parse(body).principal for body in bodies} == {etl}
+        return len(pids)
+
+    assert asyncio.run(many()) <= MOST_CHILDREN
+    assert not [pid for pid in children_of(os.getpid()) if "exchange" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+# --- reasons ---
+
+
+def as_requests(realm: Realm) -> int:
+    return realm.log().count("AS_REQ")
+
+
+@pytest.mark.parametrize(
+    ("contents", "reason"),
+    [
+        (None, "keytab_missing"),
+        (b"", "keytab_invalid"),
+        (b"not a keytab\n", "keytab_invalid"),
+        (b"\x05\x02", "keytab_invalid"),
+    ],
+    ids=["missing", "empty", "garbage", "no keys"],
+)
+def test_a_keytab_that_is_none(realm: Realm, place: Path, etl: str, contents: bytes | None, reason: str) -> None:
+    if contents is not None:
+        (place / "k").write_bytes(contents)
+    asked = as_requests(realm)
+    error = failure(settings(etl, place / "k"))
+    assert error.reason == reason
+    assert str(place / "k") in str(error)
+    assert as_requests(realm) == asked  # no KDC was asked
+
+
+def test_a_torn_keytab(keytab: Path, etl: str) -> None:
+    contents = keytab.read_bytes()
+    reasons = set()
+    for size in range(2, len(contents) // 2, 7):
+        keytab.write_bytes(contents[:size])
+        reasons.add(failure(settings(etl, keytab)).reason)
+    assert reasons <= {"keytab_invalid", "principal_not_in_keytab", "enctype_unsupported"}
+
+
+def test_a_directory_for_a_keytab(place: Path, etl: str) -> None:
+    assert failure(settings(etl, place)).reason == "keytab_invalid"
+
+
+@pytest.mark.root
+def test_a_keytab_that_may_not_be_read(realm: Realm, keytab: Path, etl: str, place: Path) -> None:
+    keytab.chmod(0o600)
+    config = place / "c.toml"
+    config.write_text(f'[kerberos]\nprincipal = "{etl}"\nkeytab = "{keytab}"\nccache = "{place}/t/krb5cc"\n')
+    (place / "t").mkdir()
+    os.chown(place / "t", REFRESHER, REFRESHER)
+    runner = Runner()
+    ran = subprocess.run(
+        [runner.python, "-m", "krbrefresh", "once", "--config", str(config)],
+        env={**runner.env, **realm.env},
+        capture_output=True,
+        text=True,
+        **runner.user(REFRESHER),
+    )
+    assert ran.returncode == 1
+    assert "reason=keytab_unreadable" in ran.stderr
+    assert f"uid {REFRESHER}: Permission denied" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_a_principal_that_is_not_in_the_keytab(realm: Realm, keytab: Path) -> None:
+    asked = as_requests(realm)
+    error = failure(settings(realm.principal("absent"), keytab))
+    assert error.reason == "principal_not_in_keytab"
+    assert "it has those of etl@" in str(error)
+    assert as_requests(realm) == asked
+
+
+@contextlib.contextmanager
+def krb5_conf(realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch, *changes: tuple[str, str]) -> Iterator[Path]:
+    """The child reads a krb5.conf with these pieces replaced."""
+    text = Path(realm.env["KRB5_CONFIG"]).read_text()
+    for old, new in changes:
+        assert re.search(old, text), text
+        text = re.sub(old, new, text, count=1)
+    path = place / "krb5.conf"
+    path.write_text(text)
+    monkeypatch.setenv("KRB5_CONFIG", str(path))
+    yield path
+
+
+def test_a_keytab_of_enctypes_that_are_not_permitted(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = realm.principal("sha1only")
+    realm.kadmin(f"ktadd -k {place}/k -e aes128-cts-hmac-sha1-96:normal {name}")
+    permit = ("dns_lookup_kdc", "permitted_enctypes = aes256-cts-hmac-sha384-192\n\tdns_lookup_kdc")
+    asked = as_requests(realm)
+    with krb5_conf(realm, place, monkeypatch, permit):
+        error = failure(settings(name, place / "k"))
+    assert error.reason == "enctype_unsupported"
+    assert "aes128-cts-hmac-sha1-96" in str(error)
+    assert as_requests(realm) == asked
+
+
+@pytest.mark.parametrize("preauth", [False, True])
+def test_a_stale_key(realm: Realm, place: Path, preauth: bool) -> None:
+    name = f"stale{preauth}".lower()
+    keytab = realm.keytab(place / "k", name)
+    if preauth:
+        realm.kadmin(f"modprinc +requires_preauth {realm.principal(name)}")
+    realm.kadmin(f"cpw -randkey {realm.principal(name)}")
+    asked = realm.log().count("PREAUTH_FAILED")
+    error = failure(settings(realm.principal(name), keytab))
+    assert error.reason == "key_rejected"
+    assert error.code in (-1765328360, -1765328353)
+    assert realm.log().count("PREAUTH_FAILED") - asked <= preauth * 2  # one try; the KDC logs it twice at the most
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("gone", "delprinc -force {}", "client_unknown"),
+        ("disabled", "modprinc -allow_tix {}", "client_revoked"),
+        ("over", "modprinc -expire yesterday {}", "client_expired"),
+        ("oldpw", "modprinc -pwexpire yesterday {}", "client_expired"),
+    ],
+)
+def test_what_the_kdc_says_of_the_account(realm: Realm, place: Path, name: str, change: str, reason: str) -> None:
+    keytab = realm.keytab(place / "k", name)
+    realm.kadmin(change.format(realm.principal(name)))
+    error = failure(settings(realm.principal(name), keytab))
+    assert (error.reason, str(error).startswith(realm.principal(name))) == (reason, True)
+
+
+def test_a_locked_account(realm: Realm, place: Path) -> None:
+    realm.kadmin("addpol -maxfailure 3 -failurecountinterval 10m -lockoutduration 10m lockout")
+    keytab = realm.keytab(place / "k", "locked", policy="lockout")
+    name = realm.principal("locked")
+    realm.kadmin(f"modprinc +requires_preauth {name}")
+    good = keytab.read_bytes()
+    realm.kadmin(f"cpw -randkey {name}")
+    assert [failure(settings(name, keytab)).reason for _ in range(4)] == ["key_rejected"] * 3 + ["client_revoked"]
+    keytab.write_bytes(good)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ((r"\[libdefaults\]", "[libdefaults"), "krb5_config"),
+        ((r"default_realm = .*", "default_realm = NOWHERE.EXAMPLE"), "krb5_config"),
+        ((r"\n\tdefault_realm = .*", ""), "krb5_config"),
+        ((r"kdc = 127.0.0.1:\d+", "kdc = 127.0.0.1:9"), "kdc_unreachable"),
+        ((r"kdc = 127.0.0.1:\d+", "kdc = no-such-host.invalid"), "kdc_unreachable"),
+    ],
+    ids=["syntax", "unknown realm", "no default realm", "refused", "unresolvable"],
+)
+def test_a_configuration_that_leads_nowhere(
+    realm: Realm, place: Path, keytab: Path, change: tuple[str, str], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "etl"
+    if "NOWHERE" in change[1]:
+        realm.kadmin(f"ktadd -norandkey -k {keytab} etl")
+        name = f"etl@{realm.name}"
+        change = (rf"{re.escape(realm.name)} = {{", "OTHER = {")
+    with krb5_conf(realm, place, monkeypatch, change):
+        assert failure(settings(name, keytab)).reason == reason
+
+
+def test_a_clock_that_may_not_be_corrected(
+    realm: Realm, place: Path, keytab: Path, etl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    realm.kadmin(f"modprinc +requires_preauth {etl}")
+    try:
+        with krb5_conf(realm, place, monkeypatch, ("dns_lookup_kdc", "kdc_timesync = 0\n\tdns_lookup_kdc")):
+            for name, value in faked_clock("+20m").items():
+                monkeypatch.setenv(name, value)
+            assert failure(settings(etl, keytab)).reason == "clock_skew"
+    finally:
+        realm.kadmin(f"modprinc -requires_preauth {etl}")
+
+
+@contextlib.contextmanager
+def silent_kdc() -> Iterator[int]:
+    """A port on loopback that takes everything and answers nothing."""
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        tcp.bind(("127.0.0.1", 0))
+        udp.bind(tcp.getsockname())
+        tcp.listen()
+        yield tcp.getsockname()[1]
+
+
+def test_a_kdc_that_never_answers_costs_one_deadline(
+    realm: Realm, place: Path, keytab: Path, etl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        silent_kdc() as port,
+        krb5_conf(realm, place, monkeypatch, (r"kdc = 127.0.0.1:\d+", f"kdc = 127.0.0.1:{port}")),
+    ):
+        started = time.monotonic()
+        error = failure(settings(etl, keytab), deadline=1)
+        assert error.reason == "kdc_timeout"
+        assert 1 <= time.monotonic() - started < 2
+        assert "1 s" in str(error)
+
+
+# --- isolation ---
+
+HUNG_PARENT = """
+import asyncio, sys
+from krbrefresh.refresher.child import Exchanger
+from krbrefresh.refresher.settings import CredentialSettings
+credential = CredentialSettings(principal=sys.argv[1], keytab=sys.argv[2], ccache="/unused")
+asyncio.run(Exchanger().exchange(credential, 60))
+"""
+
+
+def test_the_child_dies_with_its_parent_and_leaves_no_core(
+    realm: Realm, place: Path, keytab: Path, etl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        silent_kdc() as port,
+        krb5_conf(realm, place, monkeypatch, (r"kdc = 127.0.0.1:\d+", f"kdc = 127.0.0.1:{port}")),
+    ):
+        parent = subprocess.Popen([sys.executable, "-c", HUNG_PARENT, etl, str(keytab)])
+        try:
+            (child,) = eventually(lambda: children_of(parent.pid), within=10)
+
+            def at_the_kdc() -> bool:
+                return any("socket" in os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd"))
+
+            eventually(at_the_kdc, within=10)
+            assert re.search(r"Max core file size +0 +0", Path(f"/proc/{child}/limits").read_text())
+            parent.send_signal(signal.SIGKILL)
+            parent.wait()
+            eventually(lambda: not Path(f"/proc/{child}").exists(), within=2)
+        finally:
+            parent.kill()
+            parent.wait()
+
+
+def opened(log: Path) -> dict[int, collections.Counter[tuple[str, bool]]]:
+    """From strace's log: what each process opened, and whether to write it."""
+    by_pid: dict[int, collections.Counter[tuple[str, bool]]] = collections.defaultdict(collections.Counter)
+    for line in log.read_text().splitlines():
+        match = re.match(r'(\d+) +openat\([^"]*"([^"]*)", ([A-Z_|]+).* = \d+', line)
+        if match:
+            by_pid[int(match[1])][match[2], bool(re.search("WRONLY|RDWR|CREAT", match[3]))] += 1
+    return by_pid
+
+
+def test_the_parent_never_opens_the_keytab_and_no_ticket_touches_a_scratch_file(
+    realm: Realm, place: Path, keytab: Path, etl: str
+) -> None:
+    log = place / "strace.log"
+    ran = subprocess.run(
+        [
+            "strace",
+            "-f",
+            "-qq",
+            "-e",
+            "trace=openat,open,creat",
+            "-o",
+            str(log),
+            sys.executable,
+            "-m",
+            "krbrefresh",
+            "once",
+        ],
+        env={
+            **Runner().env,
+            **realm.env,
+            "KRBREFRESH__KERBEROS__PRINCIPAL": etl,
+            "KRBREFRESH__KERBEROS__KEYTAB": str(keytab),
+            "KRBREFRESH__KERBEROS__CCACHE": str(place / "t" / "krb5cc"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr
+    by_pid = opened(log)
+    readers = {pid for pid, files in by_pid.items() if (str(keytab), False) in files}
+    libraries = {pid for pid, files in by_pid.items() if any("libkrb5.so" in name for name, _ in files)}
+    parent = int(log.read_text().split()[0])
+    assert len(readers) == 1
+    assert readers == libraries
+    assert parent not in readers
+    (child,) = readers
+    written = {name for files in by_pid.values() for name, writes in files if writes}
+    (temporary,) = written - {"/dev/null"}
+    assert re.fullmatch(r"\.krbrefresh-[0-9a-f]{16}\.tmp", temporary)
+    assert not [name for name, writes in by_pid[child] if writes]
