@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from krbrefresh.realm import throwaway_realm
+from tests.processes import Runner
 from tests.support import Realm
 
 
@@ -50,3 +51,9 @@ def krb5_env(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KRB5_CONFIG", realm.env["KRB5_CONFIG"])
     return monkeypatch.setenv
+
+
+@pytest.fixture(scope="session")
+def runner() -> Runner:
+    """The interpreter and the package, as every user can run them."""
+    return Runner()

@@ -58,6 +58,9 @@ _REASONS = {
 }
 
 
+_SKEW = 60  # seconds of clock offset, and of difference in life, that are worth a second exchange
+
+
 def classify(code: int) -> str:
     """The reason that libkrb5's number means; `internal` for one that nobody has met yet."""
     return _REASONS.get(code - _BASE, "internal")
@@ -67,7 +70,8 @@ def exchange(request: dict[str, Any]) -> bytes:
     """The ccache that the KDC gives for a request: header with the KDC's time offset, principal, TGT.
 
     `request` has `principal`, `keytab`, `lifetime` and `renewable_lifetime` (seconds), `forwardable`. One call is one
-    attempt at the KDC, and none where the keytab will not do. Raises RefreshError.
+    attempt at the KDC, and none where the keytab will not do; a second follows only on a success, where this machine's
+    clock is far off. Raises RefreshError.
     """
     if not hasattr(krb5, "marshal_credentials"):
         raise RefreshError(
@@ -87,12 +91,14 @@ def exchange(request: dict[str, Any]) -> bytes:
     krb5.get_init_creds_opt_set_renew_life(options, int(request["renewable_lifetime"]))
     krb5.get_init_creds_opt_set_forwardable(options, request["forwardable"])
     krb5.get_init_creds_opt_set_proxiable(options, False)
-    try:
-        credentials = krb5.get_init_creds_keytab(context, principal, options, keytab)
-    except krb5.Krb5Error as error:
-        raise RefreshError(
-            classify(error.err_code), f"{request['principal']}: {_words(error)}", code=error.err_code
-        ) from None
+    credentials = _ask(context, principal, options, keytab)
+    # Where no preauthentication is required, the request's end was reckoned by a clock that may be far off: behind, and
+    # the ticket is too short or over already; ahead, and it is too long. The reply has put the context's clock right.
+    times = credentials.times
+    offset = krb5.get_time_offsets(context)
+    life = times.endtime - (times.starttime or times.authtime)
+    if abs(offset[0]) > _SKEW and abs(life - request["lifetime"]) > _SKEW:
+        credentials = _ask(context, principal, options, keytab)
 
     client = credentials.client
     owner = ccache.Principal(client.realm, tuple(client.components), int(client.type))
@@ -103,6 +109,17 @@ def exchange(request: dict[str, Any]) -> bytes:
             krb5.marshal_credentials(context, credentials),
         )
     )
+
+
+def _ask(
+    context: krb5.Context, principal: krb5.Principal, options: krb5.GetInitCredsOpt, keytab: krb5.KeyTab
+) -> krb5.Creds:
+    """One AS exchange. Raises RefreshError."""
+    try:
+        return krb5.get_init_creds_keytab(context, principal, options, keytab)
+    except krb5.Krb5Error as error:
+        name = krb5.unparse_name_flags(context, principal).decode("utf-8", "replace")
+        raise RefreshError(classify(error.err_code), f"{name}: {_words(error)}", code=error.err_code) from None
 
 
 def _parse(context: krb5.Context, name: str) -> krb5.Principal:

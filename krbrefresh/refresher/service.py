@@ -53,17 +53,19 @@ class Service:
             loop.add_signal_handler(number, self._stop, number)
         event(logging.INFO, "started", credentials=len(self._credentials), refresher=self._settings.refresher.name)
         for credential in self._credentials:
-            self._adopt(credential)
-        next_look = 0.0
+            token = self._read_published(credential)
+            if token is not None and credential.adopt(token, self._clock()):
+                event(logging.INFO, "adopted", **_facts(credential))
+        looked_at = time.monotonic()
         while not self._stopping.is_set():
-            if time.monotonic() >= next_look:
+            if time.monotonic() >= looked_at + self._look_interval():
                 self._look()
-                next_look = time.monotonic() + self._look_interval()
+                looked_at = time.monotonic()
             now = self._clock()
             for credential in self._credentials:
                 if credential.due(now) and credential not in self._running:
                     self._start(credential)
-            await self._sleep(next_look)
+            await self._sleep(looked_at + self._look_interval())
         for task in self._running.values():
             task.cancel()
         await asyncio.gather(*self._running.values(), return_exceptions=True)
@@ -73,7 +75,7 @@ class Service:
         """One exchange and one publication for each credential; whether all of them were made. Raises LayoutError."""
         self._prepare()
         for credential in self._credentials:
-            self._adopt(credential)
+            self._read_published(credential)
         return all(await asyncio.gather(*(self._refresh(credential) for credential in self._credentials)))
 
     def _prepare(self) -> None:
@@ -86,17 +88,15 @@ class Service:
             except OSError as error:
                 event(logging.WARNING, "directory_not_ready", path=destination.directory, message=error.strerror)
 
-    def _adopt(self, credential: Credential) -> None:
-        """Looks at what is published: its generation is the least that the next one must exceed, and if it will do,
-        there is no reason to ask a KDC."""
+    def _read_published(self, credential: Credential) -> Token | None:
+        """The token that a former life published, if any: the next generation has to be more than its."""
         credential.inputs_changed()
         try:
             token = load(credential.settings.ccache)
         except TokenError:
-            return
+            return None
         credential.generation = token.generation or 0
-        if credential.adopt(token, self._clock()):
-            event(logging.INFO, "adopted", **_facts(credential))
+        return token
 
     def _start(self, credential: Credential) -> None:
         task = asyncio.get_running_loop().create_task(self._refresh(credential))

@@ -1,0 +1,526 @@
+"""`krbrefresh run` and `once` as an operator starts them, workers under other users beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import krbrefresh
+from tests.processes import (
+    GROUP,
+    REFRESHER,
+    STRANGER,
+    WORKER,
+    Runner,
+    children_of,
+    faked_clock,
+    refresher,
+    toml,
+)
+from tests.support import Realm, eventually
+
+
+def configured(place: Path, principal: str, keytab: Path, **kerberos: Any) -> Path:
+    """A configuration for one credential, whose token directory is place/token."""
+    config = place / "krbrefresh.toml"
+    config.write_text(
+        toml(
+            refresher={"log_format": "json"},
+            kerberos={
+                "principal": principal,
+                "keytab": str(keytab),
+                "ccache": str(place / "token" / "krb5cc"),
+                **kerberos,
+            },
+        )
+    )
+    return config
+
+
+@pytest.fixture
+def shared(place: Path) -> Path:
+    """A place with a volume that the refresher's user owns: place/token can be made there."""
+    os.chown(place, REFRESHER, REFRESHER)
+    return place
+
+
+def owned(path: Path, uid: int, mode: int = 0o400) -> Path:
+    os.chown(path, uid, -1)
+    path.chmod(mode)
+    return path
+
+
+def once(runner: Runner, realm: Realm, config: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [runner.python, "-m", "krbrefresh", "once", *(["--config", str(config)] if config else [])],
+        env={**runner.env, **realm.env, **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+# --- once ---
+
+
+def test_once_with_the_environment_alone(runner: Runner, realm: Realm, place: Path) -> None:
+    keytab = realm.keytab(place / "k", "etl")
+    ran = once(
+        runner,
+        realm,
+        KRBREFRESH__KERBEROS__PRINCIPAL=realm.principal("etl"),
+        KRBREFRESH__KERBEROS__KEYTAB=str(keytab),
+        KRBREFRESH__KERBEROS__CCACHE=f"FILE:{place}/token/krb5cc",
+    )
+    assert ran.returncode == 0, ran.stderr
+    token = krbrefresh.validate(place / "token" / "krb5cc", principal=realm.principal("etl"))
+    assert token.manifest is not None
+    assert token.manifest.window_opens_at == pytest.approx(token.expires - 0.33 * 36000, abs=2)
+    assert ran.stdout == ""
+    assert " published credential=default " in ran.stderr
+
+
+def test_once_for_several_credentials_one_of_which_fails(runner: Runner, realm: Realm, place: Path) -> None:
+    config = place / "c.toml"
+    keytab = realm.keytab(place / "k", "etl", "reports")
+    config.write_text(
+        toml(
+            refresher={"log_format": "json"},
+            kerberos={"keytab": str(keytab)},
+            credentials__etl={"principal": realm.principal("etl"), "ccache": f"{place}/etl/krb5cc"},
+            credentials__reports={"principal": realm.principal("reports"), "ccache": f"{place}/reports/krb5cc"},
+            credentials__lost={"principal": realm.principal("lost"), "ccache": f"{place}/lost/krb5cc"},
+        )
+    )
+    ran = once(runner, realm, config)
+    assert ran.returncode == 1
+    events = [json.loads(line) for line in ran.stderr.splitlines()]
+    outcome = {event["credential"]: event.get("reason", "published") for event in events}
+    assert outcome == {"etl": "published", "reports": "published", "lost": "principal_not_in_keytab"}
+    for name in ("etl", "reports"):
+        assert krbrefresh.validate(place / name / "krb5cc").principal == realm.principal(name)
+    assert os.listdir(place / "lost") == []
+
+
+@pytest.mark.parametrize(
+    ("kerberos", "words"),
+    [
+        ({"lifetme": "1h"}, "lifetme: there is no such key; did you mean lifetime?"),
+        ({"lifetime": "an hour"}, "lifetime: 'an hour' is not a duration"),
+        ({"ccache": "KEYRING:x"}, "a token is a FILE ccache; KEYRING is not read"),
+        ({"group": "no-such-group-here"}, "there is no group 'no-such-group-here'"),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "once"])
+def test_bad_settings_are_one_sentence_and_exit_2(
+    runner: Runner, realm: Realm, place: Path, kerberos: dict[str, str], words: str, command: str
+) -> None:
+    config = configured(place, "etl@X", place / "k", **kerberos)
+    before = sorted(os.listdir(place))
+    ran = subprocess.run(
+        [runner.python, "-m", "krbrefresh", command, "--config", str(config)],
+        env={**runner.env, **realm.env},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ran.returncode == 2
+    first, hint = ran.stderr.splitlines()
+    assert first.startswith(f"settings: {config}: [kerberos] ")
+    assert words in first
+    assert hint.startswith("  ")
+    assert sorted(os.listdir(place)) == before
+
+
+@pytest.mark.parametrize("command", ["run", "once"])
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [("symlink", "the ccache is a symlink"), ("open", "group or others may write"), ("foreign", "is not a ccache")],
+)
+def test_refused_layouts_are_one_sentence_and_exit_2(
+    runner: Runner, realm: Realm, place: Path, layout: str, words: str, command: str
+) -> None:
+    (place / "token").mkdir(mode=0o755)
+    if layout == "symlink":
+        (place / "token" / "krb5cc").symlink_to(place / "elsewhere")
+    elif layout == "open":
+        (place / "token").chmod(0o777)
+    else:
+        (place / "token" / "krb5cc").write_text("precious")
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    # A second credential, which comes first and is in order: nothing is written for it either.
+    text = config.read_text()
+    config.write_text(
+        text.replace(
+            "[kerberos]",
+            f'[credentials.a]\nprincipal = "{realm.principal("etl")}"\nccache = "{place}/a/krb5cc"\n[kerberos]',
+        )
+    )
+    before = sorted(place.rglob("*"))
+    ran = subprocess.run(
+        [runner.python, "-m", "krbrefresh", command, "--config", str(config)],
+        env={**runner.env, **realm.env},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert ran.returncode == 2
+    first, hint = ran.stderr.splitlines()
+    assert first.startswith(f"layout: {place}/token")
+    assert words in first
+    assert hint.startswith("  ")
+    assert sorted(place.rglob("*")) == before
+
+
+# --- run ---
+
+
+def test_generations_only_grow_over_restarts_and_over_an_emptied_volume(
+    runner: Runner, realm: Realm, place: Path
+) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    path = place / "token" / "krb5cc"
+    generations: list[Any] = []
+    for _ in range(3):
+        assert once(runner, realm, config).returncode == 0
+        generations.append(krbrefresh.load(path).generation)
+    with refresher(runner, config, realm.env) as running:
+        running.logged("adopted")  # outside its window: no exchange
+        path.unlink()
+        os.rmdir(path.parent)
+        assert running.stop() < 1
+    # Without a trace of the last generation there is the clock alone; it has moved on by then, but in a test.
+    eventually(lambda: time.time() > generations[-1] + 1, within=5)
+    with refresher(runner, config, realm.env) as running:
+        generations += [event["generation"] for event in running.logged("published")]
+        running.stop()
+    assert generations == sorted(set(generations))
+    # A clock that was set back by a day does not make it shrink either.
+    assert once(runner, realm, config, **faked_clock("-1d")).returncode == 0
+    assert (krbrefresh.load(path).generation or 0) == generations[-1] + 1
+
+
+def test_a_valid_token_is_adopted_and_no_kdc_is_asked(runner: Runner, realm: Realm, place: Path) -> None:
+    config = configured(place, realm.principal("adopted"), realm.keytab(place / "k", "adopted"))
+    assert once(runner, realm, config).returncode == 0
+    before = (place / "token" / "krb5cc").read_bytes()
+    asked = realm.log().count("adopted@")
+    with refresher(runner, config, realm.env) as running:
+        running.logged("adopted")
+        running.stop()
+    assert (place / "token" / "krb5cc").read_bytes() == before
+    assert realm.log().count("adopted@") == asked
+
+
+def test_a_token_directory_that_vanishes_is_made_again(
+    runner: Runner, realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"), lifetime="6s")
+    with refresher(runner, config, realm.env) as running:
+        running.logged("published")
+        (place / "token" / "krb5cc").unlink()
+        (place / "token").rmdir()
+        running.logged("published", count=2, within=20)
+        assert krbrefresh.validate(place / "token" / "krb5cc", min_remaining=0)
+
+
+@pytest.mark.parametrize("fault", ["keytab_missing", "principal_not_in_keytab", "keytab_invalid", "key_rejected"])
+def test_run_says_what_is_wrong_stays_and_publishes_once_it_is_put_right(
+    runner: Runner, realm: Realm, place: Path, fault: str
+) -> None:
+    name = "fix-" + fault.replace("_", "-")
+    principal = realm.principal(name)
+    good = realm.keytab(place / "good", name)
+    keytab = place / "k"
+    if fault == "principal_not_in_keytab":
+        realm.keytab(keytab, "other")
+    elif fault == "keytab_invalid":
+        keytab.write_text("garbage")
+    elif fault == "key_rejected":
+        good.rename(keytab)
+        realm.kadmin(f"cpw -randkey {principal}")
+        good = realm.keytab(place / "good", name)
+    config = configured(place, principal, keytab)
+    ran = once(runner, realm, config)
+    assert (ran.returncode, f'"reason": "{fault}"' in ran.stderr) == (1, True), ran.stderr
+    with refresher(runner, config, realm.env) as running:
+        running.logged("refresh_failed")
+        assert running.reasons() == [fault]
+        good.rename(keytab)  # an atomic swap, as a Secret's rotation is one
+        running.logged("published", within=7)
+        assert running.reasons() == [fault]
+        assert krbrefresh.validate(place / "token" / "krb5cc", principal=principal)
+
+
+def test_one_credential_that_fails_delays_no_other(runner: Runner, realm: Realm, place: Path) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"), lifetime="6s")
+    config.write_text(
+        config.read_text() + toml(credentials__lost={"principal": "lost@X", "ccache": f"{place}/l/krb5cc"})
+    )
+    with refresher(runner, config, realm.env) as running:
+        running.logged("published", count=3, within=20)
+        assert running.reasons() == ["principal_not_in_keytab"]
+        assert krbrefresh.validate(place / "token" / "krb5cc", min_remaining=0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_term_ends_it_within_a_second(runner: Runner, realm: Realm, place: Path, number: int) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    with refresher(runner, config, realm.env) as running:
+        running.logged("published")
+        token = (place / "token" / "krb5cc").read_bytes()
+        assert running.stop(number) < 1
+        assert running.process.returncode == 0
+        assert (place / "token" / "krb5cc").read_bytes() == token
+
+
+def test_term_ends_it_within_a_second_while_the_kdc_hangs(runner: Runner, own_realm: Realm, place: Path) -> None:
+    realm = own_realm
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    kdc = realm.kdc._kdc_proc.pid
+    os.kill(kdc, signal.SIGSTOP)
+    try:
+        with refresher(runner, config, realm.env) as running:
+            (child,) = eventually(lambda: children_of(running.process.pid), within=10)
+            eventually(lambda: "libkrb5" in Path(f"/proc/{child}/maps").read_text(), within=10)
+            assert running.stop() < 1
+            assert running.process.returncode == 0
+            eventually(lambda: not Path(f"/proc/{child}").exists(), within=1)
+    finally:
+        os.kill(kdc, signal.SIGCONT)
+
+
+def test_a_kdc_that_hangs_costs_the_deadline_and_is_asked_again(runner: Runner, own_realm: Realm, place: Path) -> None:
+    realm = own_realm
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    config.write_text(config.read_text().replace("[refresher]", '[refresher]\nexchange_deadline = "1s"'))
+    kdc = realm.kdc._kdc_proc.pid
+    os.kill(kdc, signal.SIGSTOP)
+    try:
+        with refresher(runner, config, realm.env) as running:
+            running.logged("refresh_failed")
+            assert running.reasons() == ["kdc_timeout"]
+            os.kill(kdc, signal.SIGCONT)
+            running.logged("published", within=20)
+    finally:
+        os.kill(kdc, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("call", ["fchmod", "fsync", "renameat"])
+def test_sigkill_of_the_refresher_in_a_publication(runner: Runner, realm: Realm, place: Path, call: str) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    path = place / "token" / "krb5cc"
+    assert once(runner, realm, config).returncode == 0
+    before = path.read_bytes()
+    killed = subprocess.run(
+        ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"inject={call}:signal=KILL:when=1", runner.python, "-m",
+         "krbrefresh", "once", "--config", str(config)],
+        env={**runner.env, **realm.env},
+        capture_output=True,
+    )  # fmt: skip
+    assert killed.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), killed.stderr
+    leftovers = [name for name in os.listdir(path.parent) if name != "krb5cc"]
+    if path.read_bytes() == before:
+        assert len(leftovers) == 1
+    assert krbrefresh.validate(path)
+    assert once(runner, realm, config).returncode == 0
+    assert os.listdir(path.parent) == ["krb5cc"]
+    assert path.read_bytes() != before
+
+
+# --- with a worker under another user ---
+
+WATCHER = """
+import os, select, stat, sys, time
+import krbrefresh
+path, seconds, gid, min_remaining = sys.argv[1], float(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+samples, bad, generations = 0, [], []
+start = time.monotonic()
+while (now := time.monotonic() - start) < seconds:
+    samples += 1
+    try:
+        token = krbrefresh.validate(path, min_remaining=min_remaining, clock_skew=5)
+        found = os.stat(path)
+        if stat.S_IMODE(found.st_mode) != 0o440 or found.st_gid != gid:
+            bad.append(f"{now:.1f}: mode {found.st_mode:o} gid {found.st_gid}")
+        if token.generation not in generations:
+            generations.append(token.generation)
+    except krbrefresh.TokenError as error:
+        bad.append(f"{now:.1f}: {error.reason}: {error}")
+    select.select([], [], [], max(0, 0.1 * samples - (time.monotonic() - start)))  # libfaketime breaks time.sleep
+print(os.getuid(), samples, len(bad), generations == sorted(generations), len(generations), bad[:3], sep="\\t")
+"""
+
+
+UNTIL_ITS_END = """
+import select, sys, time
+import krbrefresh
+while True:
+    try:
+        krbrefresh.validate(sys.argv[1], min_remaining=0)
+    except krbrefresh.TokenError as error:
+        print(error.reason, round(time.time()))
+        break
+    select.select([], [], [], 0.1)
+"""
+
+
+def watch(runner: Runner, path: Path, seconds: float, **environ: str) -> list[str]:
+    """What a worker under another user sees in that time: uid, samples, bad ones, order kept, generations, examples."""
+    ran = subprocess.run(
+        [runner.python, "-c", WATCHER, str(path), str(seconds), str(GROUP), "0"],
+        env={**runner.env, **environ},
+        capture_output=True,
+        text=True,
+        timeout=seconds + 30,
+        **runner.user(WORKER, GROUP),
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout.rstrip("\n").split("\t")
+
+
+@pytest.mark.root
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_20_second_tickets_watched_for_75_seconds(
+    runner: Runner, realm: Realm, shared: Path, record_property: pytest.RecordProperty
+) -> None:
+    keytab = owned(realm.keytab(shared / "k", "short", maxlife="20 seconds"), REFRESHER)
+    config = configured(shared, realm.principal("short"), keytab, group=GROUP)
+    with refresher(runner, config, realm.env, uid=REFRESHER, groups=(GROUP,)) as running:
+        running.logged("published")
+        uid, samples, bad, ordered, generations, examples = watch(runner, shared / "token" / "krb5cc", 75)
+        assert running.stop() < 1
+        assert running.reasons() == []
+    print(f"\n{samples} samples in 75 s by uid {uid}: {bad} bad, {generations} generations")
+    record_property("samples", samples)
+    assert (uid, bad, ordered) == (str(WORKER), "0", "True"), examples
+    assert int(samples) > 700
+    # 13.4 to 15.4 s between two refreshes: four or five of them.
+    assert 5 <= int(generations) <= 7
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("shift", ["+2h", "-2h"])
+def test_a_clock_that_is_two_hours_off(runner: Runner, realm: Realm, shared: Path, shift: str) -> None:
+    keytab = owned(realm.keytab(shared / "k", "drift", maxlife="9 seconds"), REFRESHER)
+    config = configured(shared, realm.principal("drift"), keytab, group=GROUP)
+    clock = faked_clock(shift)
+    path = shared / "token" / "krb5cc"
+    with refresher(runner, config, {**realm.env, **clock}, uid=REFRESHER, groups=(GROUP,)) as running:
+        running.logged("published")
+        _, samples, bad, ordered, generations, examples = watch(runner, path, 20, **clock)
+        assert (bad, ordered) == ("0", "True"), (samples, examples, running.text)
+        assert int(generations) >= 4
+        assert running.reasons() == []
+        offset = -7200 if shift == "+2h" else 7200
+        assert abs(krbrefresh.load(path).offset - offset) <= 2
+        running.stop()
+    # Once nobody refreshes it, the worker says so, by the same clock.
+    ended = subprocess.run(
+        [runner.python, "-c", UNTIL_ITS_END, str(path)],
+        env={**runner.env, **clock}, capture_output=True, text=True, timeout=20, **runner.user(WORKER, GROUP),
+    )  # fmt: skip
+    reason, at = ended.stdout.split()
+    assert reason == "expired"
+    manifest = krbrefresh.load(path).manifest
+    assert manifest is not None
+    assert abs(int(at) - manifest.expires_at) <= 1
+
+
+INITIATE = """
+import json, os, sys
+import krbrefresh
+path, target, keytab = sys.argv[1:4]
+said = {"uid": os.getuid()}
+try:
+    open(keytab, "rb").close()
+    said["keytab"] = "opened"
+except OSError as error:
+    said["keytab"] = type(error).__name__
+try:
+    token = krbrefresh.activate(path, timeout=0, min_remaining=0)
+    said["principal"] = token.principal
+    import gssapi
+    name = gssapi.Name(target, gssapi.NameType.kerberos_principal)
+    context = gssapi.SecurityContext(name=name, usage="initiate", flags=gssapi.RequirementFlag.mutual_authentication)
+    print(context.step().hex(), flush=True)
+    context.step(bytes.fromhex(sys.stdin.readline()))
+    said["complete"] = context.complete
+    said["message"] = context.wrap(b"from the worker", True).message.hex()
+except krbrefresh.TokenError as error:
+    said["reason"] = error.reason
+print(json.dumps(said), flush=True)
+"""
+
+
+def worker(
+    runner: Runner, realm: Realm, path: Path, target: str, keytab: Path, service_keytab: Path, uid: int, *groups: int
+) -> dict[str, Any]:
+    """What a worker under that user says, and what the service heard from it, in a real GSSAPI exchange."""
+    import gssapi
+
+    process = subprocess.Popen(
+        [runner.python, "-c", INITIATE, str(path), target, str(keytab)],
+        env={**runner.env, **realm.env},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        **runner.user(uid, *groups),
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    heard: dict[str, Any] = {}
+    acceptor = None
+    if line.strip() and not line.startswith("{"):
+        credentials = gssapi.Credentials(usage="accept", store={"keytab": f"FILE:{service_keytab}"})
+        acceptor = gssapi.SecurityContext(creds=credentials, usage="accept")
+        reply = acceptor.step(bytes.fromhex(line))
+        assert reply is not None
+        process.stdin.write(reply.hex() + "\n")
+        process.stdin.flush()
+        heard["initiator"] = str(acceptor.initiator_name)
+        line = process.stdout.readline()
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, (out, err)
+    said: dict[str, Any] = json.loads(line)
+    if acceptor is not None and "message" in said:
+        heard["message"] = acceptor.unwrap(bytes.fromhex(said["message"])).message
+    return {**said, **heard}
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("krb5_env")
+def test_workers_in_the_group_and_outside_it(runner: Runner, realm: Realm, shared: Path) -> None:
+    (shared / "secrets").mkdir(mode=0o700)
+    os.chown(shared / "secrets", REFRESHER, REFRESHER)
+    keytab = owned(realm.keytab(shared / "secrets" / "k", "etl"), REFRESHER)
+    service = realm.keytab(shared / "service.keytab", "demo/localhost")
+    config = configured(shared, realm.principal("etl"), keytab, group=GROUP)
+    path = shared / "token" / "krb5cc"
+    with refresher(runner, config, realm.env, uid=REFRESHER, groups=(GROUP,)) as running:
+        running.logged("published")
+        target = realm.principal("demo/localhost")
+        inside = worker(runner, realm, path, target, keytab, service, WORKER, GROUP)
+        assert inside.pop("message") == b"from the worker"
+        assert inside == {
+            "uid": WORKER,
+            "keytab": "PermissionError",
+            "principal": realm.principal("etl"),
+            "complete": True,
+            "initiator": realm.principal("etl"),
+        }
+        outside = worker(runner, realm, path, target, keytab, service, STRANGER)
+        assert outside == {"uid": STRANGER, "keytab": "PermissionError", "reason": "unreadable"}
+        # The token in the directory is the refresher's alone to write.
+        found = os.stat(path)
+        assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (REFRESHER, GROUP, 0o440)
+        assert stat.S_IMODE(os.stat(path.parent).st_mode) == 0o2750
+        assert (found.st_mtime_ns, found.st_ino) == (os.stat(path).st_mtime_ns, os.stat(path).st_ino)
