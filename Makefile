@@ -1,4 +1,4 @@
-.PHONY: help demo test lint types lock clean setup
+.PHONY: help demo test lint types docs lock clean setup
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ lint: setup ## ruff, lint and format
 
 types: setup ## mypy --strict
 	@.venv/bin/mypy
+
+docs: setup ## docs/settings.md from the settings' types
+	@.venv/bin/python tools/settings_doc > docs/settings.md
 
 lock: setup ## pin the newest versions of the development environment
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" tools/lock --upgrade

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -199,3 +201,16 @@ def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match="not TOML"):
         settings.load(str(tmp_path / "binary"), {})
+
+
+def test_the_reference_is_made_from_the_types_of_today() -> None:
+    root = Path(__file__).parent.parent
+    made = subprocess.run([sys.executable, root / "tools" / "settings_doc"], capture_output=True, text=True, check=True)
+    assert (root / "docs" / "settings.md").read_text() == made.stdout, "run: make docs"
+
+
+def test_the_example_of_the_reference_is_right(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
+    example = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)[-1].replace('group = "workers"\n', "")
+    loaded = load(tmp_path, example)
+    assert [c.ccache for c in loaded.credentials] == ["/run/krbrefresh/etl/krb5cc", "/run/krbrefresh/reports/krb5cc"]
