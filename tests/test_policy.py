@@ -6,6 +6,7 @@ import heapq
 import itertools
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,6 +111,31 @@ def test_the_back_off_without_a_token() -> None:
     assert retry(NOW, failures=9, chance=0.0) - NOW == 1  # full jitter: from a second up to the cap
 
 
+def test_a_changed_file_is_noticed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keytab, config = tmp_path / "k", tmp_path / "krb5.conf"
+    monkeypatch.setenv("KRB5_CONFIG", f"{config}:/absent")
+    life = Credential(
+        CredentialSettings(principal="a@B", keytab=str(keytab), ccache="/c"),
+        exchange_deadline=15.0,
+        chance=random.random,
+    )
+    life.changed_files()
+    assert life.changed_files() == []
+    for path in (keytab, config):
+        for act in (path.touch, lambda path=path: path.chmod(0o400), path.unlink):
+            act()
+            assert life.changed_files() == [str(path)]
+            assert life.changed_files() == []
+    # A rotation as Kubernetes makes it: the symlink stays, its target is another.
+    (tmp_path / "one").touch()
+    (tmp_path / "two").touch()
+    keytab.symlink_to(tmp_path / "one")
+    life.changed_files()
+    (tmp_path / "new").symlink_to(tmp_path / "two")
+    (tmp_path / "new").rename(keytab)
+    assert life.changed_files() == [str(keytab)]
+
+
 @pytest.mark.parametrize(("rejections", "minutes"), [(1, 5), (2, 10), (3, 20), (4, 40), (5, 60), (6, 60), (99, 60)])
 def test_a_refusal_waits_for_minutes(rejections: int, minutes: int) -> None:
     assert retry(NOW, kind=REJECTED, failures=rejections, rejections=rejections) == NOW + 60 * minutes
@@ -166,7 +192,9 @@ def test_rejections_are_forgotten_after_a_success_or_a_new_keytab_and_not_before
     for reason in ("key_rejected", "kdc_unreachable", "client_revoked"):
         life.failed(RefreshError(reason, "x"), NOW)
     assert (life.failures, life.rejections, life.due_at) == (3, 2, NOW + 600)
-    life.hurry()
+    life.hurry()  # a clock that jumped, a volume that was emptied
+    assert not life.due(NOW)
+    life.start_over()  # a new keytab
     assert life.due(NOW)
     life.failed(RefreshError("key_rejected", "x"), NOW)
     assert life.due_at == NOW + 300

@@ -15,7 +15,7 @@ from ..token import Token
 from . import policy
 from .settings import CredentialSettings
 
-Identity = tuple[tuple[int, ...] | int, ...]
+Identity = tuple[int, ...] | int
 
 
 class Credential:
@@ -43,16 +43,21 @@ class Credential:
         self.generation = 0
         self._exchange_deadline = exchange_deadline
         self._chance = chance
-        self._inputs: Identity = ()
+        self._files: dict[str, Identity] = {}
 
     def due(self, now: float) -> bool:
         """Whether it is time to try."""
         return self.due_at <= now
 
     def hurry(self) -> None:
-        """Makes the next try due at once, and forgets what made it wait: the world is not as it was."""
-        self.due_at = 0.0
+        """Makes the next try due at once, unless the KDC has refused the last ones: those keep their pace."""
+        if not self.rejections:
+            self.due_at = 0.0
+
+    def start_over(self) -> None:
+        """Makes the next try due at once, whatever the last ones came to: what they had to work with has changed."""
         self.rejections = 0
+        self.due_at = 0.0
 
     def deadline(self, now: float) -> float:
         """How many seconds the next exchange may take."""
@@ -108,10 +113,11 @@ class Credential:
             chance=self._chance(),
         )
 
-    def inputs_changed(self) -> bool:
-        """Whether the keytab or krb5.conf is another file than when this was asked last. Opens neither."""
-        before, self._inputs = self._inputs, _identity(self.settings.keytab)
-        return self._inputs != before
+    def changed_files(self) -> list[str]:
+        """The keytab and the krb5.conf that are other files than when this was asked last. Opens none of them."""
+        paths = [self.settings.keytab, *os.environ.get("KRB5_CONFIG", "/etc/krb5.conf").split(":")]
+        before, self._files = self._files, {path: _identity(path) for path in paths}
+        return [path for path, identity in self._files.items() if before.get(path) != identity]
 
     def _hold(self, token: Token, window: policy.Window) -> None:
         self.token = token
@@ -120,12 +126,7 @@ class Credential:
         self.due_at = policy.first_try(window, self._chance())
 
 
-def _identity(keytab: str) -> Identity:
-    paths = [keytab, *os.environ.get("KRB5_CONFIG", "/etc/krb5.conf").split(":")]
-    return tuple(_file_identity(path) for path in paths)
-
-
-def _file_identity(path: str) -> tuple[int, ...] | int:
+def _identity(path: str) -> Identity:
     """What tells one file at a path from the next, or why there is none."""
     try:
         found = os.stat(path)  # through symlinks: Kubernetes swaps one to rotate a Secret

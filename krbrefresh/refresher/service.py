@@ -90,7 +90,7 @@ class Service:
 
     def _read_published(self, credential: Credential) -> Token | None:
         """The token that a former life published, if any: the next generation has to be more than its."""
-        credential.inputs_changed()
+        credential.changed_files()
         try:
             token = load(credential.settings.ccache)
         except TokenError:
@@ -109,7 +109,7 @@ class Service:
 
     async def _refresh(self, credential: Credential) -> bool:
         """One try: exchange, check, seal, publish. Says whether it worked; the credential knows the rest."""
-        credential.inputs_changed()  # what changes from here on is a change
+        credential.changed_files()  # what changes from here on is a change
         settings = credential.settings
         try:
             body = await self._exchanger.exchange(settings, credential.deadline(self._clock()))
@@ -176,9 +176,9 @@ class Service:
         for credential in self._credentials:
             if credential in self._running:
                 continue
-            if credential.inputs_changed():
-                event(logging.INFO, "keytab_changed", credential=credential.settings.name)
-                credential.hurry()
+            if changed := credential.changed_files():
+                event(logging.INFO, "file_changed", credential=credential.settings.name, path=" ".join(changed))
+                credential.start_over()
             elif jumped:
                 credential.hurry()
             elif credential.token is not None and publish.published(Destination.of(credential.settings)) is None:
