@@ -66,12 +66,17 @@ def throwaway_realm(
                 "$realm": {"kdc_listen": "127.0.0.1:$port0", "kdc_tcp_listen": "127.0.0.1:$port0", **(kdc_conf or {})}
             }
         },
+        create_kdb=False,  # only the directory and its configuration: from here on stop() removes what there is
         create_user=False,
         create_host=False,
         get_creds=False,
     )
     try:
         os.chmod(kdc.tmpdir, 0o711)  # noqa: S103  (see above)
+        os.chmod(kdc.env["KRB5_CONFIG"], 0o644)  # for all, whatever the umask
+        kdc.env["USER"] = "admin"  # kadmin.local wants a name, and in a container not every uid has one
+        kdc.create_kdb()
+        kdc.start_kdc()
         yield kdc
     finally:
         kdc.stop()
