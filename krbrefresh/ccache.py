@@ -70,14 +70,14 @@ class Principal:
                 if not letter:
                     raise ValueError(f"principal {name!r} ends in a backslash")
                 parts[-1] += _UNESCAPED.get(letter, letter)
-            elif letter == "@" or (letter == "/" and "@" not in separators):
+            elif letter in "/@":
                 separators.append(letter)
                 parts.append("")
             elif letter == "\0":
                 raise ValueError("a principal's name has no NUL in it")
             else:
                 parts[-1] += letter
-        if separators.count("@") != 1 or not parts[-1]:
+        if separators[-1:] != ["@"] or separators.count("@") != 1 or not parts[-1]:
             raise ValueError(f"principal {name!r} is not of the form NAME@REALM")
         encoded = [part.encode("utf-8", "surrogateescape") for part in parts]
         return cls(encoded[-1], tuple(encoded[:-1]))
@@ -310,7 +310,7 @@ def _read_credential(
         enctype, length = _key_v4(data, pos)
         pos += 6
     else:
-        _, enctype, length = _key_v3(data, pos)
+        enctype, _, length = _key_v3(data, pos)  # written twice; libkrb5 takes the first
         pos += 8
     key_end = pos + length
     if key_end > size:

@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (SettingsError, LayoutError, NotInstalledError) as error:
         _complain(error)
         return 2
-    except TokenError as error:
+    except KrbrefreshError as error:
         _complain(error)
         return 1
     except ValueError as error:  # a path that is no FILE ccache, a principal without a realm

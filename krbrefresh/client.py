@@ -101,13 +101,15 @@ def validate(
     WrongPrincipalError, NoTicketError, NotYetValidError, ExpiredError, ExpiringError. Raises ValueError for a path that
     is no FILE ccache and for a principal without a realm.
     """
+    name = None if principal is None else Principal.parse(principal)
+    needed = [Principal.parse(service) for service in services]
     token = _read(resolve(path))
-    if principal is not None and not token.is_for(Principal.parse(principal)):
+    if name is not None and not token.is_for(name):
         raise WrongPrincipalError(f"{token.path}: it is the token of {token.principal}, not of {principal}")
     if token.empty:
         raise _no_ticket(token)
-    for service in services:
-        if not token.serves(Principal.parse(service)):
+    for service in needed:
+        if not token.serves(service):
             held = ", ".join(token.services)
             raise NoTicketError(f"{token.path}: it has no TGT and no ticket for {service}, only for {held}")
     now = time.time()
@@ -136,6 +138,8 @@ def wait(path: PathLike | None = None, *, timeout: Seconds = 60, **same_checks: 
     Raises that check's last TokenError once `timeout` (seconds or a timedelta) has passed.
     """
     deadline = time.monotonic() + _seconds(timeout)
+    if "services" in same_checks:
+        same_checks["services"] = tuple(same_checks["services"])  # an iterator would be empty at the second look
     while True:
         try:
             return validate(path, **same_checks)

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from krbrefresh.realm import throwaway_realm
-from tests.processes import Runner
+from krbrefresh.demo.realm import throwaway_realm
+from krbrefresh.demo.staging import stage
+from tests.processes import WORKER, Runner
 from tests.support import Realm
 
 
@@ -54,6 +55,12 @@ def krb5_env(realm: Realm, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any
 
 
 @pytest.fixture(scope="session")
-def runner() -> Runner:
-    """The interpreter and the package, as every user can run them."""
-    return Runner()
+def runner() -> Iterator[Runner]:
+    """The interpreter and the package, as every user can run them: as root the clone may be where others cannot go."""
+    if os.geteuid() != 0:
+        yield Runner()
+        return
+    with tempfile.TemporaryDirectory(prefix="krbrefresh-staging-") as directory:
+        os.chmod(directory, 0o755)
+        staging = stage(directory, WORKER, WORKER)
+        yield Runner(staging.python, staging.environment)

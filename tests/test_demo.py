@@ -23,7 +23,9 @@ from typing import Any
 import pytest
 
 import krbrefresh
-from krbrefresh.demo import Cast, Event, Picture, Staging, StagingError, Story, assign_users, stage
+from krbrefresh.demo.picture import Picture
+from krbrefresh.demo.staging import Cast, Staging, StagingError, assign_users, stage
+from krbrefresh.demo.story import Event, Story
 from tests.support import eventually
 
 SOMEBODY = 64210  # nobody's uid, and none of the demo's
@@ -37,7 +39,10 @@ class Play:
         self.tmp = place / "tmp"
         self.tmp.mkdir()
         self.tmp.chmod(0o1777)
-        script = f"import sys, krbrefresh.demo as it\n{prelude}\nsys.exit(it.demo({seconds}, {ticket_life}))"
+        script = (
+            "import sys, krbrefresh.demo as it, krbrefresh.demo.story as story\n"
+            f"{prelude}\nsys.exit(it.demo({seconds}, {ticket_life}))"
+        )
         environment = {"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp), "PYTHONIOENCODING": "utf-8"}
         options.setdefault("command", [])
         self.process = subprocess.Popen(
@@ -203,7 +208,7 @@ def careless(*arguments):
     os.chmod(os.path.dirname(scene.keytab), 0o755)
     os.chmod(scene.keytab, 0o444)
     return scene
-it.set_up, it.LEAST_REFRESHES, it.LEAST_CONTEXTS = careless, 0, 1
+it.set_up, story.LEAST_REFRESHES, story.LEAST_CONTEXTS = careless, 0, 1
 """
     plays.append(Play(place, prelude=careless, seconds=2))
     lines = plays[0].lines()
@@ -214,7 +219,7 @@ it.set_up, it.LEAST_REFRESHES, it.LEAST_CONTEXTS = careless, 0, 1
 
 def test_invalid_samples_and_failed_contexts_fail_the_demo(place: Path, plays: list[Play]) -> None:
     """A refresher that stands still lets the token end; the worker says so, and goes on."""
-    plays.append(Play(place, prelude="it.LEAST_CONTEXTS = 1", seconds=8, ticket_life=3))
+    plays.append(Play(place, prelude="story.LEAST_CONTEXTS = 1", seconds=8, ticket_life=3))
     refresher = plays[0].pid_of("refresher")
     assert plays[0].process.stdout
     assert any("first token" in line for line in plays[0].process.stdout)
@@ -289,7 +294,7 @@ def test_staging_copies_what_the_other_user_cannot_reach(place: Path) -> None:
     shutil.copytree(os.path.dirname(krbrefresh.__file__), clone / "krbrefresh")
     clone.chmod(0o700)
     script = f"""
-import dataclasses, json, krbrefresh.demo as it
+import dataclasses, json, krbrefresh.demo.staging as it
 print(it.__file__)
 print(json.dumps(dataclasses.asdict(it.stage({str(place)!r}, {SOMEBODY}, {SOMEBODY}))))
 """
@@ -361,7 +366,7 @@ def test_the_picture_fits_and_respects_no_color(
                 "generation": 1,
                 "life": (now - age, now - age + 8, now - age + 12),
             }
-            picture.event(Event(1.0, "1", "context 1: " + "x" * 300))
+            picture.event(Event(1.0, "news", "context 1: " + "x" * 300))
             picture.draw(story)
     text = written.getvalue().decode(encoding)
     assert not re.search(r"\x1b\[[\d;]*m", text)

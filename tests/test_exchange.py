@@ -185,13 +185,12 @@ def test_a_directory_for_a_keytab(place: Path, etl: str) -> None:
 
 
 @pytest.mark.root
-def test_a_keytab_that_may_not_be_read(realm: Realm, keytab: Path, etl: str, place: Path) -> None:
+def test_a_keytab_that_may_not_be_read(runner: Runner, realm: Realm, keytab: Path, etl: str, place: Path) -> None:
     keytab.chmod(0o600)
     config = place / "c.toml"
     config.write_text(f'[kerberos]\nprincipal = "{etl}"\nkeytab = "{keytab}"\nccache = "{place}/t/krb5cc"\n')
     (place / "t").mkdir()
     os.chown(place / "t", REFRESHER, REFRESHER)
-    runner = Runner()
     ran = subprocess.run(
         [runner.python, "-m", "krbrefresh", "once", "--config", str(config)],
         env={**runner.env, **realm.env},

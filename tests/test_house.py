@@ -14,7 +14,7 @@ import krbrefresh
 from krbrefresh import errors
 
 PACKAGE = Path(krbrefresh.__file__).parent
-WORKER = sorted(path for path in PACKAGE.glob("*.py") if path.name not in ("cli.py", "demo.py", "realm.py"))
+WORKER = sorted(path for path in PACKAGE.glob("*.py") if path.name != "cli.py")
 
 
 def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
@@ -37,7 +37,7 @@ def test_the_workers_half_imports_no_refresher_and_nothing_outside_the_standard_
     for name in imports(path):
         top = name.partition(".")[0]
         assert top in sys.stdlib_module_names or top == "krbrefresh", name
-        assert not name.startswith(("krbrefresh.refresher", "krbrefresh.demo", "krbrefresh.realm")), name
+        assert not name.startswith(("krbrefresh.refresher", "krbrefresh.demo")), name
 
 
 def test_the_command_line_imports_the_refresher_only_when_it_is_asked_for() -> None:

@@ -19,9 +19,8 @@ from krbrefresh.errors import LayoutError, RefreshError
 from krbrefresh.refresher import publish
 from krbrefresh.refresher.publish import Destination
 from krbrefresh.token import Token, seal
+from tests.processes import GROUP, REFRESHER, Runner
 from tests.support import ETL, ccache_bytes, ticket
-
-GROUP = 64990
 
 
 def sealed(generation: int) -> bytes:
@@ -121,8 +120,8 @@ def test_a_file_of_another_user_is_refused(place: Path) -> None:
     where = destination(place)
     os.mkdir(where.directory, 0o755)
     Path(where.path).write_bytes(sealed(1))
-    os.chown(where.path, 64991, -1)
-    refused(where, "belongs to uid 64991")
+    os.chown(where.path, REFRESHER, -1)
+    refused(where, f"belongs to uid {REFRESHER}")
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o1777, 0o2770])
@@ -137,8 +136,8 @@ def test_a_directory_that_workers_may_write_is_refused(place: Path, mode: int) -
 def test_a_directory_of_another_user_is_refused(place: Path) -> None:
     where = destination(place)
     os.mkdir(where.directory, 0o755)
-    os.chown(where.directory, 64991, -1)
-    refused(where, "belongs to uid 64991")
+    os.chown(where.directory, REFRESHER, -1)
+    refused(where, f"belongs to uid {REFRESHER}")
 
 
 def test_a_symlink_for_a_directory_is_refused(place: Path) -> None:
@@ -149,8 +148,8 @@ def test_a_symlink_for_a_directory_is_refused(place: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_group_that_we_may_not_give_files_to_is_refused_and_nothing_is_left(place: Path) -> None:
-    os.chown(place, 64991, 64991)
+def test_a_group_that_we_may_not_give_files_to_is_refused_and_nothing_is_left(runner: Runner, place: Path) -> None:
+    os.chown(place, REFRESHER, REFRESHER)
     script = """
         import sys
         from krbrefresh.refresher.publish import Destination, prepare
@@ -164,19 +163,19 @@ def test_a_group_that_we_may_not_give_files_to_is_refused_and_nothing_is_left(pl
         print(sorted(os.listdir(os.path.dirname(directory))), os.listdir(sys.argv[1]))
     """
     os.mkdir(place / "there")
-    os.chown(place / "there", 64991, 64991)
+    os.chown(place / "there", REFRESHER, REFRESHER)
     ran = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script), str(place / "there"), str(place / "new")],
-        user=64991,
-        group=64991,
-        extra_groups=[],
-        env={"PYTHONPATH": os.path.dirname(os.path.dirname(krbrefresh.__file__))},
+        [runner.python, "-c", textwrap.dedent(script), str(place / "there"), str(place / "new")],
+        **runner.user(REFRESHER),
+        env=runner.env,
         capture_output=True,
         text=True,
         check=True,
     )
     lines = ran.stdout.splitlines()
-    assert [line.partition(": ")[2] for line in lines[:2]] == ["uid 64991 may not give files to group 64990"] * 2
+    assert [line.partition(": ")[2] for line in lines[:2]] == [
+        f"uid {REFRESHER} may not give files to group {GROUP}"
+    ] * 2
     assert lines[2] == "['there'] []"
 
 

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from .errors import NotInstalledError
+from ..errors import KrbrefreshError, NotInstalledError
 
 REALM = "DEMO.KRBREFRESH"
 
@@ -38,7 +38,7 @@ def throwaway_realm(
 
     `kdc_conf` is added to the realm's section of kdc.conf, `libdefaults` to krb5.conf. Its directory can be passed
     through by every user, since its krb5.conf is for all; the database and the keytabs in it are root's or its maker's.
-    Raises NotInstalledError where k5test or the KDC is missing.
+    Raises NotInstalledError where k5test or the KDC is missing, KrbrefreshError where it does not start.
     """
     try:
         from k5test.realm import MITRealm
@@ -46,7 +46,9 @@ def throwaway_realm(
         raise NotInstalledError(
             "the package k5test is not installed here", hint="install krbrefresh with its extra [demo]"
         ) from None
-    os.environ["PATH"] += os.pathsep + "/usr/sbin"  # where Debian has krb5kdc, and not every user's PATH
+    path = os.environ.get("PATH", os.defpath)
+    if "/usr/sbin" not in path.split(os.pathsep):  # where Debian has krb5kdc, and not every user's PATH
+        os.environ["PATH"] = path + os.pathsep + "/usr/sbin"
     for program in ("krb5kdc", "kadmin.local", "kdb5_util", "kinit"):
         if shutil.which(program) is None:
             raise NotInstalledError(
@@ -75,8 +77,14 @@ def throwaway_realm(
         os.chmod(kdc.tmpdir, 0o711)  # noqa: S103  (see above)
         os.chmod(kdc.env["KRB5_CONFIG"], 0o644)  # for all, whatever the umask
         kdc.env["USER"] = "admin"  # kadmin.local wants a name, and in a container not every uid has one
-        kdc.create_kdb()
-        kdc.start_kdc()
+        try:
+            kdc.create_kdb()
+            kdc.start_kdc()
+        except Exception as error:  # k5test raises nothing more exact
+            raise KrbrefreshError(
+                f"the throwaway realm does not start: {error}",
+                hint=f"try again; the ports {base} to {base + 9} were free",
+            ) from error
         yield kdc
     finally:
         kdc.stop()
