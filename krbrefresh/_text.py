@@ -9,6 +9,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def seconds_text(seconds: float) -> str:
     """A length of time in its two largest units: `45s`, `9h 58m`, `6d 3h`; a negative one as its absolute value."""
+    if abs(seconds) == float("inf"):
+        return "for ever"
     left = int(abs(seconds))
     parts = []
     for unit in ("d", "h", "m", "s"):
@@ -35,4 +37,7 @@ def parse_duration(text: str) -> float:
     number = text if unit is None else text[:-1]
     if not number.isascii() or not number.replace(".", "", 1).isdigit():
         raise ValueError(f"{text!r} is not a duration: write 90s, 10m, 8h, 7d or a number of seconds")
-    return float(number) * (unit or 1)
+    seconds = float(number) * (unit or 1)
+    if seconds == float("inf"):
+        raise ValueError("a duration has an end")
+    return seconds

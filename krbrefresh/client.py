@@ -99,8 +99,9 @@ def validate(
 
     Raises the TokenError of the first check that fails, in this order: MissingError, UnreadableError, CorruptError,
     WrongPrincipalError, NoTicketError, NotYetValidError, ExpiredError, ExpiringError. Raises ValueError for a path that
-    is no FILE ccache and for a principal without a realm.
+    is no FILE ccache, a principal without a realm, and a negative length of time.
     """
+    least, skew = _positive_seconds(min_remaining), _positive_seconds(clock_skew)
     name = None if principal is None else Principal.parse(principal)
     needed = [Principal.parse(service) for service in services]
     token = _read(resolve(path))
@@ -113,7 +114,7 @@ def validate(
             held = ", ".join(token.services)
             raise NoTicketError(f"{token.path}: it has no TGT and no ticket for {service}, only for {held}")
     now = time.time()
-    if token.starts > now + _seconds(clock_skew):
+    if token.starts > now + skew:
         raise NotYetValidError(
             f"{token.path}: the ticket of {token.principal} starts in {seconds_text(token.starts - now)} "
             f"({moment_text(token.starts)})"
@@ -124,10 +125,10 @@ def validate(
             f"{token.path}: the ticket of {token.principal} ended {seconds_text(left)} ago "
             f"({moment_text(token.expires)})"
         )
-    if left < _seconds(min_remaining):
+    if left < least:
         raise ExpiringError(
             f"{token.path}: the ticket of {token.principal} ends in {seconds_text(left)}, "
-            f"and {seconds_text(_seconds(min_remaining))} were asked for"
+            f"and {seconds_text(least)} were asked for"
         )
     return token
 
@@ -218,7 +219,8 @@ def _os_error(path: str, error: OSError) -> TokenError:
     if error.errno == errno.ELOOP:
         return _not_regular(path, stat.S_IFLNK)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return UnreadableError(f"{path}: uid {os.geteuid()} with groups {sorted(os.getgroups())} may not read it")
+        groups = ", ".join(map(str, sorted({os.getegid(), *os.getgroups()})))
+        return UnreadableError(f"{path}: uid {os.geteuid()} with the groups {groups} may not read it")
     return UnreadableError(f"{path}: {error.strerror}")
 
 
@@ -239,6 +241,11 @@ def _no_ticket(token: Token) -> NoTicketError:
 
 
 def _seconds(length: Seconds) -> float:
-    if isinstance(length, (int, float)):
-        return length
-    return length.total_seconds()
+    return length if isinstance(length, (int, float)) else length.total_seconds()
+
+
+def _positive_seconds(length: Seconds) -> float:
+    seconds = _seconds(length)
+    if not seconds >= 0:  # NaN is not, either
+        raise ValueError(f"{length} is not a length of time")
+    return seconds

@@ -34,6 +34,10 @@ class _Frozen:
     def __delattr__(self, name: str) -> NoReturn:
         raise AttributeError(f"{type(self).__name__} is read-only")
 
+    def __setstate__(self, state: tuple[None, dict[str, object]]) -> None:  # copies and pickles are made through it
+        for name, value in state[1].items():
+            object.__setattr__(self, name, value)
+
 
 class Manifest(_Frozen):
     """What the refresher says about a token, inside the token itself. Times are Unix seconds by the refresher's clock.
@@ -113,7 +117,7 @@ class Manifest(_Frozen):
             raise ValueError("is not JSON") from None
         if not isinstance(fields, dict):
             raise ValueError("is not a JSON object")
-        if fields.get("v") != MANIFEST_VERSION:
+        if type(fields.get("v")) is not int or fields["v"] != MANIFEST_VERSION:
             raise ValueError(f"is of version {fields.get('v')!r}; this krbrefresh reads {MANIFEST_VERSION}")
         known: dict[str, Any] = {}
         for name, kind in _MANIFEST_FIELDS.items():
@@ -213,10 +217,10 @@ class Token(_Frozen):
         tgt = None
         services: list[ccache.Credential] = []
         for ticket in tickets:
-            if ticket.server != tgt_name or ticket.client != name:
+            if ticket.server != tgt_name:
                 services.append(ticket)
-            elif tgt is None or ticket.endtime > tgt.endtime:
-                tgt = ticket
+            elif ticket.client == name and (tgt is None or ticket.endtime > tgt.endtime):
+                tgt = ticket  # somebody else's TGT is of no use here
         held = [tgt] if tgt else services
         offset = parsed.kdc_offset
         put = object.__setattr__
