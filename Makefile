@@ -10,7 +10,7 @@ demo: setup ## a realm, a refresher and a worker on this machine, for 40 seconds
 	@.venv/bin/krbrefresh demo
 
 test: setup ## all tests, against a real KDC
-	@.venv/bin/python -m pytest $(ARGS)
+	@.venv/bin/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 lint: setup ## ruff, lint and format
 	@.venv/bin/ruff check .
