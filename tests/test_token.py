@@ -27,7 +27,9 @@ DB = Principal.parse("postgres/db@EXAMPLE.COM")
 FAST = Credential(
     ETL, Principal(b"X-CACHECONF:", (b"krb5_ccache_conf_data", b"fast_avail", b"krbtgt/R@R")), ticket=b"y"
 )
-BODY = ccache_bytes(FAST, ticket(authtime=1000, endtime=5000), ticket(server=WEB, endtime=4000), kdc_offset=(100, 0))
+BODY = ccache_bytes(
+    FAST, ticket(authtime=1000, endtime=5000), ticket(server=WEB, authtime=1000, endtime=4000), kdc_offset=(100, 0)
+)
 
 FIELDS: dict[str, Any] = {
     "v": 1,
