@@ -110,7 +110,7 @@ def test_two_users_and_one_user(place: Path, plays: list[Play]) -> None:
         plays.append(Play(place / name, **WHOLE, **options))
     root, one = (play.lines() for play in plays)
 
-    assert verdicts(root) == HELD
+    assert verdicts(root) == HELD, "\n".join(root)
     assert plays[0].process.returncode == 0
     uids = {int(uid) for line in root for uid in re.findall(r" uid (\d+)", line)}
     assert len(uids) == 3
@@ -118,7 +118,7 @@ def test_two_users_and_one_user(place: Path, plays: list[Play]) -> None:
     assert "Permission denied" in next(line for line in root if line.startswith("  keytab"))
     assert not [line for line in root if "One user" in line]
 
-    assert verdicts(one) == {**HELD, "keytab": "not shown"}
+    assert verdicts(one) == {**HELD, "keytab": "not shown"}, "\n".join(one)
     assert plays[1].process.returncode == 0
     start = one[: one.index("")]
     assert "  One user runs all three: not started as root." in start

@@ -21,6 +21,7 @@ import pytest
 from krbrefresh import ccache
 from krbrefresh._flags import TicketFlags
 from krbrefresh.errors import RefreshError
+from krbrefresh.refresher import child
 from krbrefresh.refresher.child import MOST_CHILDREN, Exchanger
 from krbrefresh.refresher.settings import CredentialSettings
 from krbrefresh.token import Token
@@ -140,8 +141,9 @@ def test_credentials_that_are_due_together_share_their_children(keytab: Path, et
         assert {Token.parse(body).principal for body in bodies} == {etl}
         return len(pids)
 
+    before = children_of(os.getpid())
     assert asyncio.run(many()) <= MOST_CHILDREN
-    assert not [pid for pid in children_of(os.getpid()) if "exchange" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert children_of(os.getpid()) == before
 
 
 # --- reasons ---
@@ -427,3 +429,32 @@ def test_the_parent_never_opens_the_keytab_and_no_ticket_touches_a_scratch_file(
     (temporary,) = written - {"/dev/null"}
     assert re.fullmatch(r"\.krbrefresh-[0-9a-f]{16}\.tmp", temporary)
     assert not [name for name, writes in by_pid[child] if writes]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise SystemExit(3)", "ended with status 3 and no reply"),
+        ("import os; os.kill(os.getpid(), 9)", "ended with status -9 and no reply"),
+        ("print('ready', flush=True); raise SystemExit(4)", "ended with status 4 and no reply"),
+        ("print('ready', flush=True); input(); print('nonsense')", "ended with status 0 and no reply"),
+        ("print('ready', flush=True); input(); print('{\"size\": 99}')", "ended with status 0 and no reply"),
+        ("print('ready', flush=True); input(); print('{\"reason\": \"x\"}')", "replied {'reason': 'x'}"),
+        ("input()", "was not ready after 0 s"),
+    ],
+)
+def test_a_child_that_misbehaves_is_an_internal_failure(
+    keytab: Path, etl: str, code: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def one() -> None:
+        exchanger = Exchanger()
+        exchanger._command = [sys.executable, "-I", "-S", "-c", code]
+        await exchanger.exchange(settings(etl, keytab), 15)
+
+    before = children_of(os.getpid())
+    if code == "input()":
+        monkeypatch.setattr(child, "START_WITHIN", 0.3)
+    with pytest.raises(RefreshError, match=re.escape(words)) as caught:
+        asyncio.run(one())
+    assert caught.value.reason == "internal"
+    assert children_of(os.getpid()) == before

@@ -17,6 +17,8 @@ from ..errors import REFRESH_REASONS, NotInstalledError, RefreshError
 from .settings import CredentialSettings
 
 MOST_CHILDREN = 8
+START_WITHIN = 15.0  # seconds; it takes 40 ms on a machine at rest
+READY = b"ready\n"
 _MAX_REPLY = 1 << 20
 
 # -I -S: no user's site-packages, no PYTHONPATH, no .pth files; it starts in half the time, too.
@@ -89,8 +91,9 @@ class Exchanger:
         raise RefreshError(reply["reason"], reply["message"], hint=reply.get("hint"), code=reply.get("code"))
 
     async def _start(self) -> asyncio.subprocess.Process:
+        """A child that is ready for requests: what it takes to start is no part of an exchange's deadline."""
         try:
-            return await asyncio.create_subprocess_exec(
+            child = await asyncio.create_subprocess_exec(
                 *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MAX_REPLY
             )
         except OSError as error:
@@ -99,6 +102,22 @@ class Exchanger:
                 f"the exchange's child process cannot be started: {error.strerror}",
                 hint="check the limits on processes, memory and open files",
             ) from None
+        ready = b""
+        try:
+            assert child.stdout is not None
+            ready = await asyncio.wait_for(child.stdout.readline(), START_WITHIN)
+        except asyncio.TimeoutError:
+            raise RefreshError(
+                "internal",
+                f"the exchange's child process was not ready after {START_WITHIN:.0f} s",
+                hint="this machine is starved of processor, memory or disk",
+            ) from None
+        finally:
+            if ready != READY:
+                await _end(child)
+        if ready != READY:
+            raise _ended(child)
+        return child
 
 
 async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -111,11 +130,16 @@ async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) 
         reply: dict[str, Any] = json.loads(await child.stdout.readline())
         return reply, await child.stdout.readexactly(reply.get("size", 0))
     except (OSError, ValueError, asyncio.IncompleteReadError):
-        raise RefreshError(
-            "internal",
-            f"the exchange's child process ended with status {await child.wait()} and no reply",
-            hint="its standard error, in this log, may say why; a negative status is the signal that ended it",
-        ) from None
+        await child.wait()
+        raise _ended(child) from None
+
+
+def _ended(child: asyncio.subprocess.Process) -> RefreshError:
+    return RefreshError(
+        "internal",
+        f"the exchange's child process ended with status {child.returncode} and no reply",
+        hint="its standard error, in this log, may say why; a negative status is the signal that ended it",
+    )
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

@@ -218,6 +218,8 @@ def main(parent: int) -> None:
     _isolate(parent)
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a plugin prints must not be taken for a reply
+    replies.write(b"ready\n")
+    replies.flush()
     for line in sys.stdin.buffer:
         body = b""
         try:

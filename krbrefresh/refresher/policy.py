@@ -21,7 +21,7 @@ LOOK_AGAIN_DELAY = 60.0  # a whole try, though no file changed: what was wrong m
 LOOK_EVERY = 5.0  # while it fails: is there another keytab, another krb5.conf?
 IDLE_LOOK_EVERY = 30.0  # while all is well; also how soon a clock that jumped is noticed
 MAX_DEADLINE_SHARE = 0.25  # of the window, for one exchange
-MIN_DEADLINE = 0.5  # a child needs 40 ms to start, and ten times that on a machine under load
+MIN_DEADLINE = 0.5  # an exchange takes milliseconds, but a machine under load takes its time with everything
 
 
 @dataclass(frozen=True)
