@@ -22,6 +22,11 @@ def seconds_text(seconds: float) -> str:
     return " ".join(parts[:2]) or "0s"
 
 
+def printable(text: str) -> str:
+    """A text for a terminal or a log: what could steer it, in a name from a file, is written as an escape."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
 def moment_text(timestamp: float) -> str:
     """A Unix time as RFC 3339 in UTC, to the second."""
     try:

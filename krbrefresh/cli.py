@@ -8,7 +8,7 @@ import os
 import sys
 
 from . import __version__
-from ._text import moment_text, parse_duration, seconds_text
+from ._text import moment_text, parse_duration, printable, seconds_text
 from .client import activate, resolve, validate, wait
 from .errors import KrbrefreshError, LayoutError, NotInstalledError, SettingsError, TokenError
 
@@ -33,8 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KrbrefreshError as error:
         _complain(error)
         return 1
-    except ValueError as error:  # a path that is no FILE ccache, a principal without a realm
-        print(f"krbrefresh: {error}", file=sys.stderr)
+    except ValueError as error:
+        if options.run not in (_check, _wait, _exec):  # then it is no mistake of the user's
+            raise
+        print(printable(f"krbrefresh: {error}"), file=sys.stderr)  # a path that is no FILE ccache, for one
         return 2
     except KeyboardInterrupt:
         return 130
@@ -127,9 +129,10 @@ def _report(options: argparse.Namespace, look: Any) -> int:
     if options.json:
         _print_json(path, token, error)
     elif token:
+        left = seconds_text(token.remaining.total_seconds())
+        generation = "" if token.generation is None else f", generation {token.generation}"
         print(
-            f"valid: {path}: {token.principal} until {moment_text(token.expires)} "
-            f"({seconds_text(token.remaining.total_seconds())} left), generation {token.generation}"
+            printable(f"valid: {path}: {token.principal} until {moment_text(token.expires)} ({left} left){generation}")
         )
     if error:
         _complain(error)
@@ -172,18 +175,32 @@ def _exec(options: argparse.Namespace) -> int:
         print("krbrefresh exec: there is no command; write it after --", file=sys.stderr)
         return 2
     activate(options.ccache, timeout=options.timeout, **_checks(options))
-    sys.stdout.flush()
+    import signal
+
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and the command would inherit that
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)  # noqa: S606  (that is what exec is for)
-    except (FileNotFoundError, NotADirectoryError):
-        print(f"krbrefresh exec: {argv[0]}: there is no such command", file=sys.stderr)
-        return NOT_FOUND
     except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)) or not _is_somewhere(argv[0]):
+            print(f"krbrefresh exec: {argv[0]}: there is no such command", file=sys.stderr)
+            return NOT_FOUND
         print(f"krbrefresh exec: {argv[0]}: {error.strerror}", file=sys.stderr)
         return CANNOT_RUN
 
 
+def _is_somewhere(command: str) -> bool:
+    """Whether there is such a command at all; a directory of PATH that may not be entered has none."""
+    return "/" in command or any(os.path.exists(os.path.join(place, command)) for place in os.get_exec_path())
+
+
 def _run(options: argparse.Namespace) -> int:
+    import signal
+
+    # Until the loop's own handlers are there: as pid 1 a TERM without a handler would be lost.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))
+
     import asyncio
 
     asyncio.run(_service(options).run())
@@ -215,5 +232,5 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _complain(error: KrbrefreshError) -> None:
-    print(f"{error.reason}: {error}", file=sys.stderr)
-    print(f"  {error.hint}", file=sys.stderr)
+    print(printable(f"{error.reason}: {error}"), file=sys.stderr)
+    print(printable(f"  {error.hint}"), file=sys.stderr)

@@ -41,7 +41,7 @@ _SETTLED_NS = 1_000_000_000
 _MAX_KNOWN = 64
 
 # What is known of a path, by the identity of the file that was read there.
-_known: dict[str, tuple[tuple[int, int, int, int, int], Token]] = {}
+_known: dict[str, tuple[tuple[int, ...], Token]] = {}
 
 
 def resolve(path: PathLike | None = None) -> str:
@@ -169,9 +169,8 @@ def _read(path: str) -> Token:
     """The token at `path`, read again only when the file there is another one."""
     try:
         found = os.lstat(path)
-        identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
         known = _known.get(path)
-        if known is not None and known[0] == identity:
+        if known is not None and known[0] == _identity(found):
             return known[1]
         if not stat.S_ISREG(found.st_mode):  # do not even open a FIFO or a device
             raise _not_regular(path, found.st_mode)
@@ -191,9 +190,21 @@ def _read(path: str) -> Token:
     if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _SETTLED_NS:
         if len(_known) >= _MAX_KNOWN:
             _known.clear()
-        identity = (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size)
-        _known[path] = identity, token
+        _known[path] = _identity(found), token
     return token
+
+
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    """What tells one file at a path from the next; and who looks, since a process can drop its privileges."""
+    return (
+        found.st_dev,
+        found.st_ino,
+        found.st_mtime_ns,
+        found.st_ctime_ns,
+        found.st_size,
+        os.geteuid(),
+        os.getegid(),
+    )
 
 
 def _read_all(fd: int, path: str, size: int) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import select
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,6 +15,27 @@ from krbrefresh import ccache
 from krbrefresh.ccache import Credential, Principal
 
 T = TypeVar("T")
+
+
+class SilentKdc:
+    """A port on loopback that takes everything and answers nothing."""
+
+    def __enter__(self) -> SilentKdc:
+        self._tcp = socket.socket()
+        self._udp = socket.socket(type=socket.SOCK_DGRAM)
+        self._tcp.bind(("127.0.0.1", 0))
+        self._udp.bind(self._tcp.getsockname())
+        self._tcp.listen()
+        self.port: int = self._tcp.getsockname()[1]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tcp.close()
+        self._udp.close()
+
+    def asked(self) -> bool:
+        """Whether anybody has asked it."""
+        return bool(select.select([self._tcp, self._udp], [], [], 0)[0])
 
 
 def eventually(condition: Callable[[], T], *, within: float, every: float = 0.02, what: str = "") -> T:

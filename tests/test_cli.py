@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import krbrefresh
+from krbrefresh.ccache import Principal
 from krbrefresh.refresher.publish import Destination, publish
 from krbrefresh.token import seal
 from tests.support import ETL, ccache_bytes, ticket
@@ -190,6 +191,30 @@ def test_exec_ends_with_the_commands_status(good: str, tmp_path: Path) -> None:
     ran = krb("exec", "--ccache", good, "--", str(tmp_path / "plain"))
     assert (ran.returncode, "Permission denied" in ran.stderr) == (126, True)
     assert krb("exec", "--ccache", good, "--", str(tmp_path)).returncode == 126
+
+
+def test_exec_gives_the_command_the_signals_that_it_would_have_had(good: str) -> None:
+    # Python ignores SIGPIPE and SIGXFSZ, and what is ignored stays so over an exec.
+    show = ["sh", "-c", "grep SigIgn /proc/self/status"]
+    assert krb("exec", "--ccache", good, "--", *show).stdout.split()[1] == "0" * 16
+
+
+def test_exec_knows_a_command_that_is_not_there_from_one_that_cannot_be_run(good: str, tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o000)
+    path = f"{tmp_path}/closed:{tmp_path}/plain:{os.environ['PATH']}"
+    ran = krb("exec", "--ccache", good, "--", "no-such-command-here", PATH=path)
+    assert ran.returncode == 127
+
+
+def test_a_name_that_could_steer_a_terminal_is_escaped(tmp_path: Path) -> None:
+    evil = Principal(b"EXAMPLE.COM", (b"a\x1b[31mred\x07",))
+    path = tmp_path / "krb5cc"
+    path.write_bytes(ccache_bytes(ticket(evil), principal=evil))
+    for options in ((), ("--principal", "etl@EXAMPLE.COM")):
+        ran = krb("check", str(path), *options)
+        assert "\\x1b[31mred" in ran.stdout + ran.stderr
+        assert "\x1b" not in ran.stdout + ran.stderr
+    assert "generation" not in krb("check", str(path)).stdout  # a ccache of kinit's has none
 
 
 def test_exec_does_not_start_the_command_without_a_valid_token(tmp_path: Path) -> None:

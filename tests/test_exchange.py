@@ -8,7 +8,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from krbrefresh.refresher.child import MOST_CHILDREN, Exchanger
 from krbrefresh.refresher.settings import CredentialSettings
 from krbrefresh.token import Token
 from tests.processes import REFRESHER, Runner, children_of, faked_clock
-from tests.support import Realm, eventually
+from tests.support import Realm, SilentKdc, eventually
 
 pytestmark = pytest.mark.usefixtures("krb5_env")
 
@@ -318,22 +317,12 @@ def test_a_clock_that_may_not_be_corrected(
         realm.kadmin(f"modprinc -requires_preauth {etl}")
 
 
-@contextlib.contextmanager
-def silent_kdc() -> Iterator[int]:
-    """A port on loopback that takes everything and answers nothing."""
-    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
-        tcp.bind(("127.0.0.1", 0))
-        udp.bind(tcp.getsockname())
-        tcp.listen()
-        yield tcp.getsockname()[1]
-
-
 def test_a_kdc_that_never_answers_costs_one_deadline(
     realm: Realm, place: Path, keytab: Path, etl: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        silent_kdc() as port,
-        krb5_conf(realm, place, monkeypatch, (r"kdc = 127.0.0.1:\d+", f"kdc = 127.0.0.1:{port}")),
+        SilentKdc() as kdc,
+        krb5_conf(realm, place, monkeypatch, (r"kdc = 127.0.0.1:\d+", f"kdc = 127.0.0.1:{kdc.port}")),
     ):
         started = time.monotonic()
         error = failure(settings(etl, keytab), deadline=1)
@@ -357,17 +346,13 @@ def test_the_child_dies_with_its_parent_and_leaves_no_core(
     realm: Realm, place: Path, keytab: Path, etl: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (
-        silent_kdc() as port,
-        krb5_conf(realm, place, monkeypatch, (r"kdc = 127.0.0.1:\d+", f"kdc = 127.0.0.1:{port}")),
+        SilentKdc() as kdc,
+        krb5_conf(realm, place, monkeypatch, (r"kdc = 127.0.0.1:\d+", f"kdc = 127.0.0.1:{kdc.port}")),
     ):
         parent = subprocess.Popen([sys.executable, "-c", HUNG_PARENT, etl, str(keytab)])
         try:
             (child,) = eventually(lambda: children_of(parent.pid), within=10)
-
-            def at_the_kdc() -> bool:
-                return any("socket" in os.readlink(f"/proc/{child}/fd/{fd}") for fd in os.listdir(f"/proc/{child}/fd"))
-
-            eventually(at_the_kdc, within=10)
+            eventually(kdc.asked, within=10)
             assert re.search(r"Max core file size +0 +0", Path(f"/proc/{child}/limits").read_text())
             parent.send_signal(signal.SIGKILL)
             parent.wait()
@@ -387,6 +372,7 @@ def opened(log: Path) -> dict[int, collections.Counter[tuple[str, bool]]]:
     return by_pid
 
 
+@pytest.mark.root  # who else traces a process that does not want to be traced?
 def test_the_parent_never_opens_the_keytab_and_no_ticket_touches_a_scratch_file(
     realm: Realm, place: Path, keytab: Path, etl: str
 ) -> None:

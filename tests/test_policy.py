@@ -53,13 +53,23 @@ def test_a_third_of_the_life_is_the_default() -> None:
 @given(lives, shares, chances)
 def test_the_first_try_falls_into_the_first_30_percent_of_the_window(life: float, share: Share, chance: float) -> None:
     window = policy.window(NOW, NOW + life, share)
-    assert window.opens_at <= policy.first_try(window, chance) <= window.opens_at + 0.3 * window.length + 1e-6
+    tried_at = policy.first_try(window, NOW - 1, chance)
+    assert window.opens_at <= tried_at <= window.opens_at + 0.3 * window.length + 1e-6
+
+
+@given(lives, shares, chances, st.floats(-1, 2))
+def test_a_token_that_is_new_is_not_refreshed_within_a_second(
+    life: float, share: Share, chance: float, where: float
+) -> None:
+    window = policy.window(NOW, NOW + life, share)
+    now = NOW + where * life
+    assert policy.first_try(window, now, chance) >= now + 1
 
 
 def test_first_tries_are_spread_over_all_of_it() -> None:
     window = policy.window(NOW, NOW + 30000, Share())
-    assert policy.first_try(window, 0) == window.opens_at
-    assert policy.first_try(window, 0.999) > window.opens_at + 0.29 * window.length
+    assert policy.first_try(window, NOW, 0) == window.opens_at
+    assert policy.first_try(window, NOW, 0.999) > window.opens_at + 0.29 * window.length
 
 
 @given(
@@ -86,7 +96,7 @@ def test_at_least_three_tries_before_expiry_whenever_the_window_allows(
     # Also when each try lasts until its deadline, which is a quarter of the window at the most.
     window = policy.window(NOW, NOW + life, share)
     lasts = [policy.deadline(window, window.opens_at, 15.0) * cost * slow for cost in costs]
-    now = policy.first_try(window, first)
+    now = policy.first_try(window, NOW - 1, first)
     tries = 0
     while now < window.expires_at and tries < 3:
         tries += 1
@@ -109,6 +119,33 @@ def test_the_back_off_without_a_token() -> None:
     full = [round(retry(NOW, failures=n, chance=0.9999999) - NOW) for n in range(1, 10)]
     assert full == [1, 2, 4, 8, 16, 32, 60, 60, 60]
     assert retry(NOW, failures=9, chance=0.0) - NOW == 1  # full jitter: from a second up to the cap
+
+
+def test_a_ticket_that_starts_in_the_past_is_reckoned_from_its_arrival() -> None:
+    # A KDC that gives five minutes, and a clock four minutes ahead of it that may not be corrected.
+    life = credential()
+    life.succeeded(token_for(life, NOW - 240, 300), NOW)
+    assert life.window is not None
+    assert life.window.length == pytest.approx(60 * 0.33, abs=1)
+    assert NOW + 39 < life.due_at < NOW + 48
+
+
+def test_a_jump_of_the_clock_moves_what_waits_for_a_refusal_and_hurries_the_rest() -> None:
+    life = credential()
+    life.succeeded(token_for(life, NOW, 36000), NOW)
+    life.clock_jumped(-86400)
+    assert life.due(NOW - 86400)
+    life.failed(RefreshError("key_rejected", "x"), NOW)
+    life.clock_jumped(-86400)
+    assert life.due_at == NOW - 86400 + 300
+    life.clock_jumped(7200)
+    assert life.due_at == NOW - 86400 + 7200 + 300
+
+
+def test_what_looks_again_leaves_time_before_expiry_too() -> None:
+    window = policy.window(NOW, NOW + 60, Share())
+    assert retry(NOW + 45, window, kind=LOOK_AGAIN) == NOW + 45 + 15 / 4
+    assert retry(NOW + 45, None, kind=LOOK_AGAIN) == NOW + 45 + 60
 
 
 def test_a_changed_file_is_noticed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +204,7 @@ def token_for(owner: Credential, now: float, life: int, **fields: Any) -> Token:
     return Token.parse(
         seal(
             body,
-            generation=owner.next_generation(now),
+            generation=owner.next_generation(now, 0),
             issued_at=int(now),
             window_opens_at=int(now),
             refresher="test",
@@ -180,11 +217,12 @@ def test_a_generation_only_grows_whatever_the_clock_does() -> None:
     life = credential()
     seen = []
     for now in (NOW, NOW, NOW + 1, NOW - 86400, NOW + 3600):
-        life.succeeded(token_for(life, now, 3600))
+        life.succeeded(token_for(life, now, 3600), now)
         seen.append(life.generation)
     assert seen == [NOW, NOW + 1, NOW + 2, NOW + 3, NOW + 3600]
     life.lost()
-    assert life.next_generation(NOW) == NOW + 3601
+    assert life.next_generation(NOW, 0) == NOW + 3601
+    assert life.next_generation(NOW, int(NOW) + 9000) == NOW + 9001  # somebody else has published since
 
 
 def test_rejections_are_forgotten_after_a_success_or_a_new_keytab_and_not_before() -> None:
@@ -198,7 +236,7 @@ def test_rejections_are_forgotten_after_a_success_or_a_new_keytab_and_not_before
     assert life.due(NOW)
     life.failed(RefreshError("key_rejected", "x"), NOW)
     assert life.due_at == NOW + 300
-    life.succeeded(token_for(life, NOW, 3600))
+    life.succeeded(token_for(life, NOW, 3600), NOW)
     assert (life.failures, life.rejections, life.error) == (0, 0, None)
 
 
@@ -218,6 +256,8 @@ def test_a_principal_without_a_realm_owns_a_token_of_any_realm() -> None:
     life = Credential(CredentialSettings(principal="etl", keytab="/k", ccache="/c"), exchange_deadline=15.0)
     assert life.is_ours(Token.parse(ccache_bytes(ticket())))
     assert not credential().is_ours(Token.parse(ccache_bytes(ticket(), principal=ticket().server)))
+    spelled = CredentialSettings(principal="\\etl@EXAMPLE.COM", keytab="/k", ccache="/c")
+    assert Credential(spelled, exchange_deadline=15.0).is_ours(Token.parse(ccache_bytes(ticket())))
 
 
 def test_every_reason_has_a_way_to_retry_and_a_hint() -> None:
@@ -274,7 +314,7 @@ def test_a_week_against_a_flaky_kdc(seed: int) -> None:
         if kdc.outage_at(now) is None:
             if had is not None and had.expires <= now:
                 expired += 1
-            life_of.succeeded(token_for(life_of, now, life))
+            life_of.succeeded(token_for(life_of, now, life), now)
         elif kdc.random.random() < 0.5:
             life_of.failed(RefreshError("kdc_unreachable", "down"), now)
         else:

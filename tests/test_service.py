@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import json
+import logging
 import os
+import re
 import signal
 import stat
 import subprocess
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import krbrefresh
+from krbrefresh.refresher import log, policy, settings
+from krbrefresh.refresher.service import Service
 from tests.processes import (
     GROUP,
     REFRESHER,
@@ -25,7 +32,7 @@ from tests.processes import (
     refresher,
     toml,
 )
-from tests.support import Realm, eventually
+from tests.support import Realm, SilentKdc, eventually
 
 
 def configured(place: Path, principal: str, keytab: Path, **kerberos: Any) -> Path:
@@ -220,16 +227,163 @@ def test_a_valid_token_is_adopted_and_no_kdc_is_asked(runner: Runner, realm: Rea
     assert realm.log().count("adopted@") == asked
 
 
-def test_a_token_directory_that_vanishes_is_made_again(
-    runner: Runner, realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+def played(
+    config: Path, monkeypatch: pytest.MonkeyPatch, scenario: Callable[[Service, Logged], Awaitable[None]]
 ) -> None:
-    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"), lifetime="6s")
-    with refresher(runner, config, realm.env) as running:
-        running.logged("published")
+    """A scenario beside a running service in this process, whose looks come often and whose log is caught."""
+    monkeypatch.setattr(policy, "IDLE_LOOK_EVERY", 0.1)
+    monkeypatch.setattr(policy, "LOOK_EVERY", 0.1)
+    logged = Logged()
+    monkeypatch.setattr(log.logger, "handlers", [logged])
+    monkeypatch.setattr(log.logger, "level", logging.INFO)
+    shift = [0.0]
+    logged.shift = shift
+
+    async def both() -> None:
+        service = Service(settings.load(str(config), {}), clock=lambda: time.time() + shift[0])
+        running = asyncio.create_task(service.run())
+        try:
+            await scenario(service, logged)
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(both())
+
+
+class Logged(logging.Handler):
+    """The events of a service in this process."""
+
+    shift: list[float]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.events.append((record.getMessage(), getattr(record, "fields", {})))
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [fields for event, fields in self.events if event == name]
+
+    async def wait(self, name: str, count: int = 1, within: float = 10) -> list[dict[str, Any]]:
+        deadline = time.monotonic() + within
+        while len(self.named(name)) < count:
+            assert time.monotonic() < deadline, (name, self.events)
+            await asyncio.sleep(0.01)
+        return self.named(name)
+
+
+@pytest.mark.usefixtures("krb5_env")
+def test_a_token_directory_that_vanishes_is_made_again(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(service: Service, logged: Logged) -> None:
+        (first,) = await logged.wait("published")
         (place / "token" / "krb5cc").unlink()
         (place / "token").rmdir()
-        running.logged("published", count=2, within=20)
-        assert krbrefresh.validate(place / "token" / "krb5cc", min_remaining=0)
+        await logged.wait("token_vanished")
+        _, second = await logged.wait("published", 2)
+        assert second["generation"] > first["generation"]
+        assert krbrefresh.validate(place / "token" / "krb5cc").generation == second["generation"]
+
+    played(configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl")), monkeypatch, scenario)
+
+
+@pytest.mark.usefixtures("krb5_env")
+@pytest.mark.parametrize("jump", [-86400.0, -7200.0, 60.0, 7200.0])
+def test_a_clock_that_jumps_is_noticed_and_every_token_refreshed_once(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    async def scenario(service: Service, logged: Logged) -> None:
+        (first,) = await logged.wait("published")
+        logged.shift[0] = jump
+        (told,) = await logged.wait("clock_jumped")
+        assert told["message"] == f"by {jump:+.0f} s"
+        if jump < 0:  # a clock that is behind the KDC's by so much in this process alone: the ticket is good
+            _, second = await logged.wait("published", 2)
+            assert second["generation"] > first["generation"]
+            await asyncio.sleep(0.5)  # five looks: nothing more comes
+            assert len(logged.named("published")) == 2
+        assert len(logged.named("clock_jumped")) == 1
+
+    played(configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl")), monkeypatch, scenario)
+
+
+@pytest.mark.usefixtures("krb5_env")
+def test_a_new_keytab_is_tried_at_once_also_while_all_is_well(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keytab = realm.keytab(place / "k", "etl")
+
+    async def scenario(service: Service, logged: Logged) -> None:
+        await logged.wait("published")
+        keytab.write_bytes(b"not a keytab")
+        (changed,) = await logged.wait("file_changed")
+        assert changed["path"] == str(keytab)
+        (failed,) = await logged.wait("refresh_failed")
+        assert failed["reason"] == "keytab_invalid"
+        assert krbrefresh.validate(place / "token" / "krb5cc")  # nobody notices
+
+    played(configured(place, realm.principal("etl"), keytab), monkeypatch, scenario)
+
+
+@pytest.mark.usefixtures("krb5_env")
+def test_a_window_of_more_than_half_the_life_is_cut_and_told(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(service: Service, logged: Logged) -> None:
+        (told,) = await logged.wait("window_clamped")
+        assert told["message"].endswith("it is cut to 5h") or told["message"].endswith("it is cut to 4h 59m")
+
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"), expiry_window="9h")
+    played(config, monkeypatch, scenario)
+
+
+@pytest.mark.usefixtures("krb5_env")
+def test_a_token_that_the_workers_reader_would_not_take_is_not_published(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario(service: Service, logged: Logged) -> None:
+        (failed,) = await logged.wait("refresh_failed")
+        assert (failed["reason"], "its manifest has" in failed["message"]) == ("internal", True)
+        assert not logged.named("published")
+        assert os.listdir(place / "token") == []
+
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    load = settings.load
+
+    def long_name(*arguments: Any) -> settings.Settings:
+        loaded = load(*arguments)
+        return dataclasses.replace(loaded, refresher=dataclasses.replace(loaded.refresher, name="x" * 5000))
+
+    monkeypatch.setattr(settings, "load", long_name)
+    played(config, monkeypatch, scenario)
+
+
+def test_a_generation_exceeds_what_somebody_else_has_published_meanwhile(
+    runner: Runner, realm: Realm, place: Path
+) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    path = place / "token" / "krb5cc"
+    with refresher(runner, config, realm.env) as running:
+        running.logged("published")
+        assert once(runner, realm, config, **faked_clock("+1d")).returncode == 0
+        ahead = krbrefresh.load(path).generation or 0
+        assert ahead > time.time() + 80000
+        (place / "k").touch()  # a changed keytab: a refresh at the next look, within 30 seconds
+        running.logged("published", count=2, within=40)
+        assert krbrefresh.load(path).generation == ahead + 1
+
+
+def test_a_token_that_does_not_look_as_configured_is_not_adopted(runner: Runner, realm: Realm, place: Path) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    assert once(runner, realm, config).returncode == 0
+    config.write_text(config.read_text() + 'mode = "0400"\n')
+    with refresher(runner, config, realm.env) as running:
+        running.logged("published")
+        assert not running.named("adopted")
+        assert stat.S_IMODE(os.stat(place / "token" / "krb5cc").st_mode) == 0o400
 
 
 @pytest.mark.parametrize("fault", ["keytab_missing", "principal_not_in_keytab", "keytab_invalid", "key_rejected"])
@@ -282,20 +436,94 @@ def test_term_ends_it_within_a_second(runner: Runner, realm: Realm, place: Path,
         assert (place / "token" / "krb5cc").read_bytes() == token
 
 
-def test_term_ends_it_within_a_second_while_the_kdc_hangs(runner: Runner, own_realm: Realm, place: Path) -> None:
-    realm = own_realm
+def test_term_ends_it_within_a_second_while_the_kdc_hangs(runner: Runner, realm: Realm, place: Path) -> None:
     config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
-    kdc = realm.kdc._kdc_proc.pid
-    os.kill(kdc, signal.SIGSTOP)
-    try:
-        with refresher(runner, config, realm.env) as running:
-            (child,) = eventually(lambda: children_of(running.process.pid), within=10)
-            eventually(lambda: "libkrb5" in Path(f"/proc/{child}/maps").read_text(), within=10)
+    with SilentKdc() as kdc:
+        text = Path(realm.env["KRB5_CONFIG"]).read_text()
+        (place / "krb5.conf").write_text(re.sub(r"kdc = 127.0.0.1:\d+", f"kdc = 127.0.0.1:{kdc.port}", text))
+        with refresher(runner, config, {**realm.env, "KRB5_CONFIG": str(place / "krb5.conf")}) as running:
+            eventually(kdc.asked, within=10)
+            (child,) = children_of(running.process.pid)
             assert running.stop() < 1
             assert running.process.returncode == 0
             eventually(lambda: not Path(f"/proc/{child}").exists(), within=1)
+
+
+@pytest.mark.parametrize("after", [0.1, 0.2, 0.4])
+def test_term_while_it_starts_ends_it_with_0(runner: Runner, realm: Realm, place: Path, after: float) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    with refresher(runner, config, realm.env) as running:
+        time.sleep(after)  # the moments to hit are before there is anything to wait for
+        handled = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{running.process.pid}/status").read_text())
+        assert handled is not None
+        had_a_handler = int(handled[1], 16) & 1 << signal.SIGTERM - 1
+        assert running.stop() < 1
+        assert running.process.returncode == 0 or not had_a_handler
+
+
+def test_term_ends_it_within_a_second_though_nobody_reads_its_log(runner: Runner, realm: Realm, place: Path) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"), lifetime="2s")
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        while True:
+            os.write(write, b"\0" * 4096)
+    except BlockingIOError:
+        os.set_blocking(write, True)
+    process = subprocess.Popen(
+        [runner.python, "-m", "krbrefresh", "run", "--config", str(config)],
+        env={**runner.env, **realm.env},
+        stderr=write,
+        cwd="/",
+    )
+    try:
+        path = place / "token" / "krb5cc"
+        eventually(path.exists, within=10)
+        first = path.read_bytes()
+        eventually(lambda: path.read_bytes() != first, within=10, what="a refresh, though the log is stuck")
+        process.terminate()
+        assert process.wait(1.5) == 0
     finally:
-        os.kill(kdc, signal.SIGCONT)
+        process.kill()
+        process.wait()
+        os.close(read)
+        os.close(write)
+
+
+@pytest.mark.parametrize("where", ["look", "publish"])
+def test_term_ends_it_within_a_second_though_a_file_system_hangs(
+    runner: Runner, realm: Realm, place: Path, where: str
+) -> None:
+    """A look at the keytab, or a publication, that never returns: in a thread, it holds nothing but itself."""
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    patch = {
+        "look": "policy.IDLE_LOOK_EVERY = 0.1; service._look_at_files = hang",
+        "publish": "service.publish.publish = hang",
+    }[where]
+    script = (
+        "import sys, time\n"
+        "from krbrefresh.refresher import policy, service\n"
+        "def hang(*_):\n    print('hanging', flush=True)\n    time.sleep(60)\n"
+        f"{patch}\n"
+        "from krbrefresh.cli import main\n"
+        "sys.exit(main(['run', '--config', sys.argv[1]]))\n"
+    )
+    process = subprocess.Popen(
+        [runner.python, "-c", script, str(config)],
+        env={**runner.env, **realm.env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "hanging\n"
+        process.terminate()
+        assert process.wait(1.5) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_a_kdc_that_hangs_costs_the_deadline_and_is_asked_again(runner: Runner, own_realm: Realm, place: Path) -> None:

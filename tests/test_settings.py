@@ -137,7 +137,7 @@ MISTAKES = {
     KERBEROS + "lifetime = -1": "[kerberos] lifetime: -1 is not a duration",
     KERBEROS + "lifetime = nan": "[kerberos] lifetime: nan is not a duration",
     KERBEROS + "lifetime = true": "[kerberos] lifetime: True is not a duration",
-    KERBEROS + "lifetime = 0": "[kerberos] lifetime: has to be more than nothing",
+    KERBEROS + "lifetime = 0": "[kerberos] lifetime: 0 is not a lifetime",
     KERBEROS + 'ccache = "KCM:"': "[kerberos] ccache: KCM:: a token is a FILE ccache; KCM is not read",
     KERBEROS + 'ccache = "KEYRING:persistent:0"': "a token is a FILE ccache; KEYRING is not read",
     KERBEROS + 'ccache = "DIR:/tmp/x"': "a token is a FILE ccache; DIR is not read",
@@ -154,6 +154,15 @@ MISTAKES = {
     KERBEROS + 'expiry_window = "third%"': "[kerberos] expiry_window: 'third%' is not a percentage",
     '[refresher]\nlog_format = "xml"\n' + KERBEROS: "[refresher] log_format: 'xml' is neither 'text' nor 'json'",
     KERBEROS.replace("etl@EXAMPLE.COM", "a@b@c"): "[kerberos] principal: principal 'a@b@c' is not of the form",
+    KERBEROS + 'lifetime = "0.5s"': "[kerberos] lifetime: '0.5s' is not a lifetime: from a second to 68 years",
+    KERBEROS + 'lifetime = "30000d"': "[kerberos] lifetime: '30000d' is not a lifetime",
+    KERBEROS + 'renewable_lifetime = "30000d"': "[kerberos] renewable_lifetime: '30000d' is not a lifetime",
+    KERBEROS + 'ccache = "/run/x/"': "[kerberos] ccache: '/run/x/' is not the plain path of a file",
+    KERBEROS + 'ccache = "/run/x/../y"': "[kerberos] ccache: '/run/x/../y' is not the plain path of a file",
+    '[refresher]\nname = "' + 300 * "x" + '"\n': "[refresher] name: has to be printable and of no more than 255",
+    '[kerberos]\nccache = "/run/x"\n[credentials.a]\nprincipal = "a@B"\nkeytab = "/k"': (
+        "[kerberos] ccache: it has no principal to go with, and is not inherited"
+    ),
     '[kerberos]\nkeytab = "/k"\n': "there is no credential to refresh",
     '[kerberos]\nprincipal = "a@B"\n': "[kerberos] keytab: it is not set",
     '[credentials.x]\nkeytab = "/k"\n': "[credentials.x] principal: it is not set",
@@ -193,6 +202,16 @@ def test_a_mistake_is_told_with_its_source(text: str, tmp_path: Path) -> None:
 def test_a_mistake_in_the_environment_names_the_variable(variable: str, value: str, words: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(words)):
         settings.load(None, {**BASE, variable: value})
+
+
+def test_one_ccache_by_two_names(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    text = (
+        KERBEROS + f'ccache = "{tmp_path}/real/cc"\n[credentials.x]\nprincipal = "x@Y"\nccache = "{tmp_path}/link/cc"'
+    )
+    with pytest.raises(SettingsError, match="have one ccache"):
+        load(tmp_path, text)
 
 
 def test_a_config_that_cannot_be_read(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import random
 from collections.abc import Callable
 
+from ..ccache import Principal
 from ..errors import REJECTED, RefreshError
 from ..token import Token
 from . import policy
@@ -23,7 +24,8 @@ class Credential:
 
     `token` is the one that is published, None where there is none; `error` the last try's failure, None after a
     success; `failures` counts the tries that failed in a row, `rejections` those of them that the KDC refused for a
-    reason that repeating makes worse; `due_at` is when to try next.
+    reason that repeating makes worse; `due_at` is when to try next; `clock_lead` is by how much the wall clock led the
+    monotonic one when the last try began: the KDC's time offset that it measured is as old.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Credential:
         self.rejections = 0
         self.due_at = 0.0
         self.generation = 0
+        self.clock_lead = 0.0
         self._exchange_deadline = exchange_deadline
         self._chance = chance
         self._files: dict[str, Identity] = {}
@@ -59,6 +62,14 @@ class Credential:
         self.rejections = 0
         self.due_at = 0.0
 
+    def clock_jumped(self, by: float) -> None:
+        """The wall clock has moved by so many seconds: a token's times are in doubt, and a wait keeps its length."""
+        self.clock_lead += by
+        if self.rejections:
+            self.due_at += by
+        else:
+            self.due_at = 0.0
+
     def deadline(self, now: float) -> float:
         """How many seconds the next exchange may take."""
         return policy.deadline(self.window, now, self._exchange_deadline)
@@ -71,26 +82,33 @@ class Credential:
             return False
         if not self.is_ours(token) or token.empty:
             return False
-        window = policy.window(token.starts, token.expires, self.settings.expiry_window)
+        window = self.window_of(token, manifest.issued_at)
         if not token.starts <= now < window.opens_at:
             return False
-        self._hold(token, window)
+        self._hold(token, window, now)
         return True
 
     def is_ours(self, token: Token) -> bool:
         """Whether a token is of this credential's principal; a principal without a realm stands for any realm's."""
         name = self.settings.principal
-        return token.principal == name or (
-            "@" not in name.replace("\\@", "") and token.principal == f"{name}@{token.realm}"
-        )
+        try:
+            return token.is_for(Principal.parse(name))
+        except ValueError:  # it has no realm
+            return token.is_for(Principal.parse(f"{name}@{token.realm}"))
 
-    def next_generation(self, now: float) -> int:
-        """The generation of the next publication: the clock's seconds, and always more than the last one."""
-        return max(self.generation + 1, int(now))
+    def window_of(self, token: Token, issued_at: float) -> policy.Window:
+        """The expiry window of a token that was issued then. Its life is what was left of it: a clock that may not be
+        corrected can make a ticket start in the past."""
+        return policy.window(max(token.starts, issued_at), token.expires, self.settings.expiry_window)
 
-    def succeeded(self, token: Token) -> None:
+    def next_generation(self, now: float, published: int) -> int:
+        """The generation of the next publication: the clock's seconds, and always more than the last one of ours and
+        than what is published."""
+        return max(self.generation + 1, published + 1, int(now))
+
+    def succeeded(self, token: Token, now: float) -> None:
         """A token was published."""
-        self._hold(token, policy.window(token.starts, token.expires, self.settings.expiry_window))
+        self._hold(token, self.window_of(token, now), now)
         self.error = None
         self.failures = self.rejections = 0
 
@@ -114,16 +132,17 @@ class Credential:
         )
 
     def changed_files(self) -> list[str]:
-        """The keytab and the krb5.conf that are other files than when this was asked last. Opens none of them."""
+        """The keytab and the krb5.conf that are other files than when this was asked last. Opens none of them, but
+        may block as long as the file system does."""
         paths = [self.settings.keytab, *os.environ.get("KRB5_CONFIG", "/etc/krb5.conf").split(":")]
         before, self._files = self._files, {path: _identity(path) for path in paths}
         return [path for path, identity in self._files.items() if before.get(path) != identity]
 
-    def _hold(self, token: Token, window: policy.Window) -> None:
+    def _hold(self, token: Token, window: policy.Window, now: float) -> None:
         self.token = token
         self.window = window
         self.generation = token.generation or self.generation
-        self.due_at = policy.first_try(window, self._chance())
+        self.due_at = policy.first_try(window, now, self._chance())
 
 
 def _identity(path: str) -> Identity:

@@ -48,11 +48,11 @@ _REASONS = {
     150: "enctype_unsupported",  # KRB5_PROG_ETYPE_NOSUPP
     154: "krb5_config",  # KRB5_REALM_UNKNOWN: no KDC in krb5.conf, nor in DNS
     156: "kdc_unreachable",  # KRB5_KDC_UNREACH: refused, hung or not resolvable
-    181: "principal_not_in_keytab",  # KRB5_KT_NOTFOUND
-    # KRB5_PREAUTH_FAILED: with a keytab that was found to be whole and to have the principal, its keys are of no use.
-    210: "enctype_unsupported",
+    # KRB5_KT_NOTFOUND, in a keytab that was found to have the principal: no key of the account's enctype.
+    181: "enctype_unsupported",
+    210: "enctype_unsupported",  # KRB5_PREAUTH_FAILED; likewise, or the KDC wants what no keytab can give
     224: "krb5_config",  # KRB5_CONFIG_NODEFREALM
-    230: "principal_not_in_keytab",  # KRB5_KT_KVNONOTFOUND
+    230: "enctype_unsupported",  # KRB5_KT_KVNONOTFOUND
     236: "enctype_unsupported",  # KRB5_NOPERM_ETYPE
     237: "krb5_config",  # KRB5_CONFIG_ETYPE_NOSUPP
 }
@@ -91,6 +91,7 @@ def exchange(request: dict[str, Any]) -> bytes:
     krb5.get_init_creds_opt_set_renew_life(options, int(request["renewable_lifetime"]))
     krb5.get_init_creds_opt_set_forwardable(options, request["forwardable"])
     krb5.get_init_creds_opt_set_proxiable(options, False)
+    krb5.get_init_creds_opt_set_canonicalize(options, False)  # the name that was asked for, whatever krb5.conf says
     credentials = _ask(context, principal, options, keytab)
     # Where no preauthentication is required, the request's end was reckoned by a clock that may be far off: behind, and
     # the ticket is too short or over already; ahead, and it is too long. The reply has put the context's clock right.
@@ -119,7 +120,15 @@ def _ask(
         return krb5.get_init_creds_keytab(context, principal, options, keytab)
     except krb5.Krb5Error as error:
         name = krb5.unparse_name_flags(context, principal).decode("utf-8", "replace")
-        raise RefreshError(classify(error.err_code), f"{name}: {_words(error)}", code=error.err_code) from None
+        hint = None
+        if error.err_code - _BASE == 210:
+            hint = (
+                "the account has no key of an enctype that the keytab has, or the KDC requires a preauthentication "
+                "that no keytab can give (hardware, PKINIT, OTP): compare them at the KDC"
+            )
+        raise RefreshError(
+            classify(error.err_code), f"{name}: {_words(error)}", hint=hint, code=error.err_code
+        ) from None
 
 
 def _parse(context: krb5.Context, name: str) -> krb5.Principal:

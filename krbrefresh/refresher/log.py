@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import logging.handlers
+import queue
 import sys
 import time
 from typing import Any
 
 logger = logging.getLogger("krbrefresh")
 
+MOST_LINES = 10_000  # that wait to be written
 _TIME = "%Y-%m-%dT%H:%M:%S"
 
 
@@ -33,11 +37,29 @@ class _Json(logging.Formatter):
         return json.dumps({**line, **getattr(record, "fields", {})}, default=str)
 
 
+class _NeverBlocks(logging.handlers.QueueHandler):
+    """Hands lines to the thread that writes them, and drops what does not fit: a log that nobody reads must not keep
+    a token from being refreshed."""
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            pass
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+
 def set_up(log_format: str) -> None:
-    """Logs to standard error in that format, `text` or `json`."""
+    """Logs to standard error in that format, `text` or `json`, until the process ends."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if log_format == "json" else _Text())
-    logger.handlers[:] = [handler]
+    lines: queue.Queue[logging.LogRecord] = queue.Queue(MOST_LINES)
+    listener = logging.handlers.QueueListener(lines, handler)
+    listener.start()
+    atexit.register(listener.stop)  # which writes what is left
+    logger.handlers[:] = [_NeverBlocks(lines)]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
@@ -48,4 +70,4 @@ def _moment(record: logging.LogRecord) -> str:
 
 def _plain(value: object) -> str:
     text = str(value)
-    return text if text and not any(letter.isspace() or letter == '"' for letter in text) else json.dumps(text)
+    return text if text and text.isprintable() and not any(letter in ' "' for letter in text) else json.dumps(text)

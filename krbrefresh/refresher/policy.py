@@ -54,9 +54,10 @@ def window(starts_at: float, expires_at: float, share: Share) -> Window:
     return Window(expires_at - min(wanted, most), expires_at, clamped=wanted > most)
 
 
-def first_try(window: Window, chance: float) -> float:
-    """When to refresh a token for the first time: at random in the first 30 % of its window."""
-    return window.opens_at + window.length * FIRST_TRY_WITHIN * chance
+def first_try(window: Window, now: float, chance: float) -> float:
+    """When to refresh a token for the first time: at random in the first 30 % of its window, and not at once even if
+    that has passed."""
+    return max(now + MIN_DELAY, window.opens_at + window.length * FIRST_TRY_WITHIN * chance)
 
 
 def retry(now: float, *, kind: str, failures: int, rejections: int, window: Window | None, chance: float) -> float:
@@ -69,8 +70,6 @@ def retry(now: float, *, kind: str, failures: int, rejections: int, window: Wind
     Once the KDC has refused, every wait is that of the refusal, whatever fails after it: a network that comes and goes
     must not turn into a series of bad attempts that locks the account.
     """
-    if kind == LOOK_AGAIN:
-        return now + LOOK_AGAIN_DELAY
     if kind == REJECTED or rejections:
         return now + REJECTED_DELAYS[min(max(rejections, 1), len(REJECTED_DELAYS)) - 1]
     cap = min(BACKOFF_CAP, 2.0 ** min(failures - 1, 10))
@@ -78,7 +77,8 @@ def retry(now: float, *, kind: str, failures: int, rejections: int, window: Wind
     if window is not None and window.expires_at > now:
         cap = min(cap, max(MIN_DELAY, window.length * BACKOFF_CAP_SHARE))
         most = (window.expires_at - now) * LEFT_PER_TRY
-    return now + max(MIN_DELAY, min(MIN_DELAY + (cap - MIN_DELAY) * chance, most))
+    delay = LOOK_AGAIN_DELAY if kind == LOOK_AGAIN else MIN_DELAY + (cap - MIN_DELAY) * chance
+    return now + max(MIN_DELAY, min(delay, most))
 
 
 def deadline(window: Window | None, now: float, configured: float) -> float:

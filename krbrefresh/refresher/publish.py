@@ -7,6 +7,7 @@ it can redirect a write. docs/security.md says who may do what there.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import secrets
@@ -14,6 +15,7 @@ import stat
 from dataclasses import dataclass
 
 from ..errors import LayoutError, RefreshError
+from .log import event
 from .settings import CredentialSettings
 
 DIRECTORY_MODE = 0o2750
@@ -56,6 +58,7 @@ def judge(destination: Destination) -> None:
         raise _not_a_directory(destination, error) from None
     try:
         _judge_directory(destination, directory)
+        _judge_entrance(destination, directory)
         _judge_ccache(destination, directory)
     finally:
         os.close(directory)
@@ -88,8 +91,8 @@ def prepare(destination: Destination) -> None:
 def publish(destination: Destination, data: bytes) -> None:
     """Makes `data` the file at the destination, with the mode and group of the settings, whatever the umask.
 
-    It is on the disk when this returns. On a failure what was published before is untouched, and nothing is left
-    behind. Raises RefreshError with the reason `publish_failed`.
+    It is on the disk when this returns, where the file system can promise that. On a failure what was published before
+    is untouched, and nothing is left behind. Raises RefreshError with the reason `publish_failed`.
     """
     try:
         directory = _open_directory(destination)
@@ -104,13 +107,18 @@ def publish(destination: Destination, data: bytes) -> None:
         raise RefreshError("publish_failed", f"{destination.path}: {error.strerror}") from None
 
 
-def published(destination: Destination) -> tuple[int, int] | None:
-    """What identifies the file at the destination (device and inode), or None where there is none."""
+def is_there(destination: Destination) -> bool:
+    """Whether anything is at the destination."""
+    return os.path.lexists(destination.path)
+
+
+def looks_right(destination: Destination) -> bool:
+    """Whether what is at the destination has the mode and the group that a publication would give it."""
     try:
         found = os.lstat(destination.path)
     except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        return False
+    return stat.S_IMODE(found.st_mode) == destination.mode and destination.gid in (None, found.st_gid)
 
 
 def _replace(destination: Destination, directory: int, data: bytes) -> None:
@@ -131,7 +139,10 @@ def _replace(destination: Destination, directory: int, data: bytes) -> None:
     except BaseException:
         _unlink(temporary, directory)
         raise
-    os.fsync(directory)
+    try:
+        os.fsync(directory)
+    except OSError as error:  # the token is published; some file systems cannot sync a directory
+        event(logging.WARNING, "directory_not_synced", path=destination.directory, message=error.strerror)
 
 
 def _open_directory(destination: Destination) -> int:
@@ -151,11 +162,15 @@ def _open_directory(destination: Destination) -> int:
 
 
 def _make_directory(destination: Destination) -> int:
-    parent = os.path.dirname(destination.directory)
-    os.makedirs(parent, 0o755, exist_ok=True)
+    _make_parents(os.path.dirname(destination.directory))
     os.mkdir(destination.directory, 0o700)
     directory = os.open(destination.directory, _DIRECTORY)
     try:
+        if os.fstat(directory).st_uid != os.geteuid():  # in a directory that others may write, it was exchanged
+            raise LayoutError(
+                f"{destination.directory}: the directory that was just made there is another user's now",
+                hint="somebody who can write to the directory around it interferes: find out who",
+            )
         if destination.gid is not None:
             _give_to_group(destination, directory)
         os.fchmod(directory, DIRECTORY_MODE)  # after the group, whose change clears the setgid bit
@@ -164,6 +179,31 @@ def _make_directory(destination: Destination) -> int:
         os.rmdir(destination.directory)
         raise
     return directory
+
+
+def _make_parents(path: str) -> None:
+    """The missing directories down to `path`, each 0755, whatever the umask."""
+    if os.path.isdir(path):
+        return
+    _make_parents(os.path.dirname(path))
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:  # another refresher was faster
+        return
+    os.chmod(path, 0o755)  # noqa: S103  (workers have to pass through it)
+
+
+def _judge_entrance(destination: Destination, directory: int) -> None:
+    """Refuses a directory that the workers' group cannot enter: each of them would be told `unreadable`."""
+    found = os.fstat(directory)
+    gid = destination.gid
+    if gid is None or found.st_mode & 0o001 or (found.st_gid == gid and found.st_mode & 0o010):
+        return
+    raise LayoutError(
+        f"{destination.directory}: group {gid} cannot enter the token directory (its group is {found.st_gid}, its mode "
+        f"{found.st_mode & 0o7777:04o})",
+        hint=f"remove the directory, and the refresher makes it anew; or chgrp {gid} and chmod 2750",
+    )
 
 
 def _judge_directory(destination: Destination, directory: int) -> None:
@@ -185,11 +225,13 @@ def _judge_directory(destination: Destination, directory: int) -> None:
 
 def _judge_ccache(destination: Destination, directory: int) -> None:
     """Refuses to replace what is not a ccache of ours: a slip in a path must not cost a user a file."""
+    path = destination.path
     try:
         found = os.stat(destination.name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return
-    path = destination.path
+    except OSError as error:
+        raise LayoutError(f"{path}: it cannot be looked at: {error.strerror}", hint="check the file system") from None
     if stat.S_ISLNK(found.st_mode):
         raise LayoutError(
             f"{path}: the ccache is a symlink, which a publication would replace",
@@ -206,11 +248,16 @@ def _judge_ccache(destination: Destination, directory: int) -> None:
         )
     if not found.st_size:
         return
-    file = os.open(destination.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
     try:
-        start = os.read(file, 2)
-    finally:
-        os.close(file)
+        file = os.open(destination.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+        try:
+            start = os.read(file, 2)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise LayoutError(
+            f"{path}: the file there cannot be read: {error.strerror}", hint="remove it, or make it readable for us"
+        ) from None
     if start[:1] != b"\x05" or start[1:] not in (b"\x01", b"\x02", b"\x03", b"\x04"):
         raise LayoutError(
             f"{path}: the file there is not a ccache, and is not overwritten",

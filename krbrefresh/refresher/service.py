@@ -26,6 +26,7 @@ from .publish import Destination
 from .settings import Settings
 
 _CLOCK_JUMP = 5.0  # seconds by which the wall clock may leave the monotonic one before every token is in doubt
+_LEAST_SLEEP = 0.05  # seconds: a look that takes longer than its interval must not make the loop spin
 _LAST_WORD = 0.7  # seconds after TERM; then this process ends, even if a disk does not answer
 
 
@@ -43,39 +44,36 @@ class Service:
         self._wake = asyncio.Event()
         self._exchanger = Exchanger()
         self._running: dict[Credential, asyncio.Task[bool]] = {}
-        self._clock_lead = self._clock() - time.monotonic()
 
     async def run(self) -> None:
         """Refreshes for ever; returns after TERM or INT. Raises LayoutError where the layout is refused at start."""
         self._prepare()
+        event(logging.INFO, "started", credentials=len(self._credentials), refresher=self._settings.refresher.name)
+        for credential in self._credentials:
+            self._adopt(credential)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
-        event(logging.INFO, "started", credentials=len(self._credentials), refresher=self._settings.refresher.name)
-        for credential in self._credentials:
-            token = self._read_published(credential)
-            if token is not None and credential.adopt(token, self._clock()):
-                event(logging.INFO, "adopted", **_facts(credential))
+        looking = loop.create_task(asyncio.sleep(0))
         looked_at = time.monotonic()
         while not self._stopping.is_set():
-            if time.monotonic() >= looked_at + self._look_interval():
-                self._look()
+            if looking.done() and time.monotonic() >= looked_at + self._look_interval():
+                looking = loop.create_task(self._look())
                 looked_at = time.monotonic()
             now = self._clock()
             for credential in self._credentials:
                 if credential.due(now) and credential not in self._running:
                     self._start(credential)
             await self._sleep(looked_at + self._look_interval())
-        for task in self._running.values():
+        tasks = [looking, *self._running.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         event(logging.INFO, "stopped")
 
     async def once(self) -> bool:
         """One exchange and one publication for each credential; whether all of them were made. Raises LayoutError."""
         self._prepare()
-        for credential in self._credentials:
-            self._read_published(credential)
         return all(await asyncio.gather(*(self._refresh(credential) for credential in self._credentials)))
 
     def _prepare(self) -> None:
@@ -88,15 +86,17 @@ class Service:
             except OSError as error:
                 event(logging.WARNING, "directory_not_ready", path=destination.directory, message=error.strerror)
 
-    def _read_published(self, credential: Credential) -> Token | None:
-        """The token that a former life published, if any: the next generation has to be more than its."""
+    def _adopt(self, credential: Credential) -> None:
+        """A token that a former life published and that will do is a reason not to ask a KDC."""
         credential.changed_files()
+        credential.clock_lead = self._clock_lead()
+        destination = Destination.of(credential.settings)
         try:
-            token = load(credential.settings.ccache)
+            token = load(destination.path)
         except TokenError:
-            return None
-        credential.generation = token.generation or 0
-        return token
+            return
+        if publish.looks_right(destination) and credential.adopt(token, self._clock()):
+            event(logging.INFO, "adopted", **_facts(credential))
 
     def _start(self, credential: Credential) -> None:
         task = asyncio.get_running_loop().create_task(self._refresh(credential))
@@ -109,44 +109,49 @@ class Service:
 
     async def _refresh(self, credential: Credential) -> bool:
         """One try: exchange, check, seal, publish. Says whether it worked; the credential knows the rest."""
-        credential.changed_files()  # what changes from here on is a change
-        settings = credential.settings
+        credential.clock_lead = self._clock_lead()
+        first = credential.window is None
         try:
-            body = await self._exchanger.exchange(settings, credential.deadline(self._clock()))
-            token = _check(body, credential, self._clock())
-            now = self._clock()
-            window = policy.window(token.starts, token.expires, settings.expiry_window)
-            data = seal(
-                body,
-                generation=credential.next_generation(now),
-                issued_at=int(now),
-                window_opens_at=max(0, int(window.opens_at)),
-                refresher=self._settings.refresher.name,
-                settings=settings.fingerprint,
-            )
-            await asyncio.to_thread(publish.publish, Destination.of(settings), data)
+            await asyncio.to_thread(credential.changed_files)  # what changes from here on is a change
+            body = await self._exchanger.exchange(credential.settings, credential.deadline(self._clock()))
+            token = await asyncio.to_thread(self._publish, credential, body)
+            credential.succeeded(token, self._clock())
         except RefreshError as error:
             self._failed(credential, error)
             return False
         except Exception as error:  # noqa: BLE001  (nothing that happens while running ends the loop)
             self._failed(credential, RefreshError("internal", f"{type(error).__name__}: {error}"))
             return False
-        first = credential.window is None
-        credential.succeeded(Token.parse(data, settings.ccache))
         event(logging.INFO, "published", **_facts(credential))
-        if first and window.clamped:
+        if first and credential.window is not None and credential.window.clamped:
             event(
                 logging.WARNING,
                 "window_clamped",
-                credential=settings.name,
-                message=f"the window is more than half of the token's life; it is cut to {seconds_text(window.length)}",
+                credential=credential.settings.name,
+                message="the window is more than half of the token's life; it is cut to "
+                + seconds_text(credential.window.length),
             )
         return True
 
+    def _publish(self, credential: Credential, body: bytes) -> Token:
+        """Seals and publishes what an exchange brought; runs in a thread, since it waits for a disk."""
+        settings, now = credential.settings, self._clock()
+        token = _check(body, credential, now)
+        data = seal(
+            body,
+            generation=credential.next_generation(now, _published_generation(settings.ccache)),
+            issued_at=int(now),
+            window_opens_at=max(0, int(credential.window_of(token, now).opens_at)),
+            refresher=self._settings.refresher.name,
+            settings=settings.fingerprint,
+        )
+        token = Token.parse(data, settings.ccache)  # the workers' reader has to take it, manifest and all
+        publish.publish(Destination.of(settings), data)
+        return token
+
     def _failed(self, credential: Credential, error: RefreshError) -> None:
-        now = self._clock()
         repeated = credential.error is not None and credential.error.reason == error.reason
-        credential.failed(error, now)
+        credential.failed(error, self._clock())
         token = credential.token
         # A cause that stays is told at its start, then ever more rarely.
         if repeated and credential.failures & (credential.failures - 1):
@@ -163,27 +168,33 @@ class Service:
             token_expires_at=moment_text(token.expires) if token else None,
         )
 
-    def _look(self) -> None:
-        """What may have changed while nobody told us: the clock, a keytab, a volume."""
-        lead = self._clock() - time.monotonic()
-        jumped = abs(lead - self._clock_lead) > _CLOCK_JUMP
-        if jumped:
-            # The header's offset was measured with the old clock: it is wrong now, and so are all times.
-            event(
-                logging.WARNING, "clock_jumped", message=f"by {lead - self._clock_lead:+.0f} s; refreshing all tokens"
-            )
-        self._clock_lead = lead
-        for credential in self._credentials:
-            if credential in self._running:
+    async def _look(self) -> None:
+        """What may have changed while nobody told us: the clock, a keytab, a volume. Files are looked at in a thread:
+        a file system that hangs must hold neither a signal nor another credential."""
+        looked_at = [credential for credential in self._credentials if credential not in self._running]
+        for credential, changed, there in await asyncio.to_thread(_look_at_files, looked_at):
+            if credential in self._running:  # since then; it has looked itself
                 continue
-            if changed := credential.changed_files():
-                event(logging.INFO, "file_changed", credential=credential.settings.name, path=" ".join(changed))
+            name = credential.settings.name
+            jump = self._clock_lead() - credential.clock_lead
+            if credential.settings.keytab in changed:
+                event(logging.INFO, "file_changed", credential=name, path=credential.settings.keytab)
                 credential.start_over()
-            elif jumped:
+            elif changed:
+                event(logging.INFO, "file_changed", credential=name, path=" ".join(changed))
                 credential.hurry()
-            elif credential.token is not None and publish.published(Destination.of(credential.settings)) is None:
-                event(logging.WARNING, "token_vanished", credential=credential.settings.name)
+            if abs(jump) > _CLOCK_JUMP:
+                # The header's offset was measured with the old clock: it is wrong now, and so are all times.
+                event(logging.WARNING, "clock_jumped", credential=name, message=f"by {jump:+.0f} s")
+                credential.clock_jumped(jump)
+            if credential.token is not None and not there:
+                event(logging.WARNING, "token_vanished", credential=name, path=credential.settings.ccache)
                 credential.lost()
+        self._wake.set()
+
+    def _clock_lead(self) -> float:
+        """By how much the wall clock leads the monotonic one: changes only when the wall clock is set."""
+        return self._clock() - time.monotonic()
 
     def _look_interval(self) -> float:
         failing = any(credential.error is not None for credential in self._credentials)
@@ -193,7 +204,7 @@ class Service:
         """Until the next credential is due, the next look, or somebody's word."""
         waiting = [credential.due_at for credential in self._credentials if credential not in self._running]
         until_due = min(waiting, default=float("inf")) - self._clock()
-        delay = min(until_due, next_look - time.monotonic())
+        delay = min(until_due, max(next_look - time.monotonic(), _LEAST_SLEEP))
         if delay > 0:
             try:
                 await asyncio.wait_for(self._wake.wait(), delay)
@@ -202,13 +213,30 @@ class Service:
         self._wake.clear()
 
     def _stop(self, number: int) -> None:
-        event(logging.INFO, "stopping", signal=signal.Signals(number).name)
-        self._stopping.set()
-        self._wake.set()
-        # A disk that does not answer holds a publication's thread, and the interpreter would wait for it.
+        # A disk that does not answer holds a thread, and the interpreter would wait for it; a log that nobody reads
+        # holds this one.
         last_word = threading.Timer(_LAST_WORD, os._exit, (0,))
         last_word.daemon = True
         last_word.start()
+        event(logging.INFO, "stopping", signal=signal.Signals(number).name)
+        self._stopping.set()
+        self._wake.set()
+
+
+def _look_at_files(credentials: list[Credential]) -> list[tuple[Credential, list[str], bool]]:
+    """Of each credential, the files that changed, and whether its token is at its path."""
+    return [
+        (credential, credential.changed_files(), publish.is_there(Destination.of(credential.settings)))
+        for credential in credentials
+    ]
+
+
+def _published_generation(path: str) -> int:
+    """The generation of what is at the path, by whomever it was published; 0 where that is not known."""
+    try:
+        return load(path).generation or 0
+    except TokenError:
+        return 0
 
 
 def _check(body: bytes, credential: Credential, now: float) -> Token:

@@ -66,6 +66,24 @@ def _positive_duration(value: object) -> float:
     return length
 
 
+def _lifetime(value: object) -> float:
+    length = _duration(value)
+    if not 1 <= length < 1 << 31:  # libkrb5's krb5_deltat
+        raise ValueError(f"{value!r} is not a lifetime: from a second to 68 years")
+    return length
+
+
+def _renewable_lifetime(value: object) -> float:
+    return _lifetime(value) if _duration(value) else 0.0
+
+
+def _name(value: object) -> str:
+    name = _text(value)
+    if len(name) > 255 or not name.isprintable():  # it is in every token, whose manifest has to stay small
+        raise ValueError("has to be printable and of no more than 255 characters")
+    return name
+
+
 def _share(value: object) -> Share:
     if isinstance(value, str) and value.strip().endswith("%"):
         try:
@@ -124,6 +142,9 @@ def _path(value: object) -> str:
     path = _text(value).removeprefix("FILE:")
     if not os.path.isabs(path):
         raise ValueError(f"{path!r} is not an absolute path")
+    # What `..` means behind a symlink, normpath does not know.
+    if path.endswith("/") or ".." in path.split("/"):
+        raise ValueError(f"{path!r} is not the plain path of a file")
     return os.path.normpath(path)
 
 
@@ -155,7 +176,7 @@ def _key(parse: Callable[[Any], Any], default: str | None, doc: str) -> Any:
 class RefresherSettings:
     """The section `[refresher]`."""
 
-    name: str = _key(_text, None, "Who publishes, as it stands in the manifest; the host's name and pid by default.")
+    name: str = _key(_name, None, "Who publishes, as it stands in the manifest; the host's name and pid by default.")
     log_format: str = _key(_log_format, "text", "`text` for people, or `json`: one object a line.")
     exchange_deadline: float = _key(
         _positive_duration, "15s", "After this long an exchange is killed; sooner when the window is short."
@@ -171,9 +192,11 @@ class CredentialSettings:
     ccache: str = _key(_ccache, None, "Where the token is published: `/run/krbrefresh/NAME/krb5cc` by default.")
     mode: int = _key(_mode, "0440", "The ccache's mode, in octal, after every refresh.")
     group: int | None = _key(_group, None, "The workers' group, by name or number: of the ccache and its directory.")
-    lifetime: float = _key(_positive_duration, "10h", "The lifetime that is asked for. The KDC may give less.")
+    lifetime: float = _key(_lifetime, "10h", "The lifetime that is asked for. The KDC may give less.")
     renewable_lifetime: float = _key(
-        _duration, "0s", "For how long the ticket can be renewed by who holds it; 0 asks for one that cannot be."
+        _renewable_lifetime,
+        "0s",
+        "For how long the ticket can be renewed by who holds it; 0 asks for one that cannot be.",
     )
     forwardable: bool = _key(_boolean, "false", "Whether workers may forward the ticket to a service.")
     expiry_window: Share = _key(
@@ -218,10 +241,13 @@ def load(config: str | None = None, environ: Mapping[str, str] = os.environ) -> 
     credentials: list[CredentialSettings] = []
     if "principal" in shared:
         credentials.append(_credential("default", shared))
-    elif "default" in sections:
-        pass
     else:
         _build(CredentialSettings, shared)  # its mistakes are worth a word even if nobody inherits them
+        if "ccache" in shared:
+            raise SettingsError(
+                f"{shared['ccache'][1]}: it has no principal to go with, and is not inherited",
+                hint="set principal in the same section, or ccache in each [credentials.NAME]",
+            )
     inherited = {key: value for key, value in shared.items() if key not in _NOT_INHERITED}
     for name, raw in sections.items():
         if name == "default" and "principal" in shared:
@@ -318,7 +344,8 @@ def _build(kind: type[T], raw: _Raw) -> T:
 def _refuse_shared_paths(credentials: list[CredentialSettings]) -> None:
     owners: dict[str, str] = {}
     for credential in credentials:
-        other = owners.setdefault(credential.ccache, credential.name)
+        directory, file = os.path.split(credential.ccache)
+        other = owners.setdefault(os.path.join(os.path.realpath(directory), file), credential.name)
         if other != credential.name:
             raise SettingsError(
                 f"the credentials {other!r} and {credential.name!r} have one ccache, {credential.ccache}",
