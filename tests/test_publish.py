@@ -34,7 +34,7 @@ def destination(place: Path, gid: int | None = None, mode: int = 0o440) -> Desti
     return Destination(str(place / "token"), "krb5cc", mode, gid)
 
 
-@pytest.fixture(params=[0o000, 0o022, 0o077, 0o777], ids="umask {0:03o}".format)
+@pytest.fixture(params=[0o000, 0o022, 0o077, 0o177], ids="umask {0:03o}".format)
 def umask(request: pytest.FixtureRequest) -> object:
     old = os.umask(request.param)
     yield request.param
