@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib.util
 import io
 import json
 import os
@@ -26,6 +27,7 @@ import krbrefresh
 from krbrefresh.demo.picture import Picture
 from krbrefresh.demo.staging import Cast, Staging, StagingError, assign_users, stage
 from krbrefresh.demo.story import Event, Story
+from tests.processes import Runner
 from tests.support import eventually
 
 SOMEBODY = 64210  # nobody's uid, and none of the demo's
@@ -44,11 +46,12 @@ class Play:
             f"{prelude}\nsys.exit(it.demo({seconds}, {ticket_life}))"
         )
         environment = {"PATH": os.environ["PATH"], "TMPDIR": str(self.tmp), "PYTHONIOENCODING": "utf-8"}
-        options.setdefault("command", [])
+        command = [*options.pop("command", []), options.pop("python", sys.executable), "-c", script]
+        source = {"PYTHONPATH": os.path.dirname(os.path.dirname(krbrefresh.__file__))}
         self.process = subprocess.Popen(
-            [*options.pop("command"), sys.executable, "-c", script],
-            env={**environment, **options.pop("env", {})},
-            cwd=os.path.dirname(os.path.dirname(krbrefresh.__file__)),
+            command,
+            env={**environment, **source, **options.pop("env", {})},
+            cwd="/",
             **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, **options},
         )
 
@@ -103,9 +106,20 @@ def plays(place: Path) -> Iterator[list[Play]]:
 
 @pytest.mark.root
 @pytest.mark.slow
-def test_two_users_and_one_user(place: Path, plays: list[Play]) -> None:
+def test_two_users_and_one_user(runner: Runner, place: Path, plays: list[Play]) -> None:
     """Two whole demos side by side: root's, and that of a user who cannot become another one."""
-    for name, options in (("root", {"umask": 0o077}), ("one", {"user": SOMEBODY, "group": SOMEBODY, "umask": 0})):
+    spec = importlib.util.find_spec("k5test")  # the realm's, which is in nobody else's need
+    assert spec is not None
+    assert spec.origin is not None
+    shutil.copytree(os.path.dirname(spec.origin), place / "lib" / "k5test")
+    somebody = {
+        **runner.user(SOMEBODY),
+        "python": runner.python,
+        "env": {"PYTHONPATH": f"{runner.env['PYTHONPATH']}:{place}/lib"},
+        "umask": 0,
+    }
+    options: dict[str, Any]
+    for name, options in (("root", {"umask": 0o077}), ("one", somebody)):
         (place / name).mkdir()
         plays.append(Play(place / name, **WHOLE, **options))
     root, one = (play.lines() for play in plays)
