@@ -143,6 +143,7 @@ MISTAKES = {
     KERBEROS + 'ccache = "DIR:/tmp/x"': "a token is a FILE ccache; DIR is not read",
     KERBEROS + 'ccache = "krb5cc"': "[kerberos] ccache: 'krb5cc' is not an absolute path",
     KERBEROS.replace('"/k"', '"MEMORY:x"'): "[kerberos] keytab: 'MEMORY:x': a keytab is a file; MEMORY is not read",
+    KERBEROS.replace('"/k"', '"/k\\u0000"'): "[kerberos] keytab: has to be a text",
     KERBEROS.replace('"/k"', '""'): "[kerberos] keytab: has to be a text that is not empty",
     KERBEROS + 'mode = "0644x"': "[kerberos] mode: '0644x' is not a file mode",
     KERBEROS + 'mode = "0660"': "[kerberos] mode: 0660 is refused: the owner has to be able to read",

@@ -95,6 +95,7 @@ class Service:
             token = load(destination.path)
         except TokenError:
             return
+        credential.generation = token.generation or 0  # also of one that is not adopted, and may be gone by then
         if publish.looks_right(destination) and credential.adopt(token, self._clock()):
             event(logging.INFO, "adopted", **_facts(credential))
 

@@ -37,7 +37,7 @@ _NOT_INHERITED = ("principal", "ccache")  # one value of these for several crede
 
 
 def _text(value: object) -> str:
-    if not isinstance(value, str) or not value.strip():
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise ValueError("has to be a text that is not empty")
     return value.strip()
 
