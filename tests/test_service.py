@@ -245,8 +245,8 @@ def played(
         try:
             await scenario(service, logged)
         finally:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+            service.stop()
+            await asyncio.wait_for(running, 5)
 
     asyncio.run(both())
 

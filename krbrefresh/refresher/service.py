@@ -71,6 +71,11 @@ class Service:
         await asyncio.gather(*tasks, return_exceptions=True)
         event(logging.INFO, "stopped")
 
+    def stop(self) -> None:
+        """Makes `run` return."""
+        self._stopping.set()
+        self._wake.set()
+
     async def once(self) -> bool:
         """One exchange and one publication for each credential; whether all of them were made. Raises LayoutError."""
         self._prepare()
@@ -220,8 +225,7 @@ class Service:
         last_word.daemon = True
         last_word.start()
         event(logging.INFO, "stopping", signal=signal.Signals(number).name)
-        self._stopping.set()
-        self._wake.set()
+        self.stop()
 
 
 def _look_at_files(credentials: list[Credential]) -> list[tuple[Credential, list[str], bool]]:
