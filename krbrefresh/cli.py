@@ -203,7 +203,12 @@ def _run(options: argparse.Namespace) -> int:
 
     import asyncio
 
-    asyncio.run(_service(options).run())
+    async def serve() -> None:
+        await _service(options).run()
+        # From here to the end of the process nobody handles a second TERM, which would end it with another status.
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+
+    asyncio.run(serve())
     return 0
 
 

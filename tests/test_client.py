@@ -35,7 +35,7 @@ from krbrefresh import (
 from krbrefresh.ccache import Principal
 from krbrefresh.token import seal
 from tests.processes import Runner
-from tests.support import ETL, Realm, ccache_bytes, ticket
+from tests.support import ETL, Realm, ccache_bytes, eventually, ticket
 
 ROOT = str(Path(krbrefresh.__file__).parents[1])
 WEB, DB = "HTTP/web@EXAMPLE.COM", "postgres/db@EXAMPLE.COM"
@@ -429,6 +429,7 @@ def test_a_file_that_somebody_keeps_appending_to(place: Path) -> None:
     thread = threading.Thread(target=append)
     thread.start()
     try:
+        eventually(lambda: path.stat().st_size > len(data), within=10)
         for _ in range(100):
             with contextlib.suppress(CorruptError), at_once():
                 token = krbrefresh.validate(path)

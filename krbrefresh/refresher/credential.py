@@ -17,6 +17,7 @@ from . import policy
 from .settings import CredentialSettings
 
 Identity = tuple[int, ...] | int
+Files = dict[str, Identity]
 
 
 class Credential:
@@ -25,7 +26,7 @@ class Credential:
     `token` is the one that is published, None where there is none; `error` the last try's failure, None after a
     success; `failures` counts the tries that failed in a row, `rejections` those of them that the KDC refused for a
     reason that repeating makes worse; `due_at` is when to try next; `clock_lead` is by how much the wall clock led the
-    monotonic one when the last try began: the KDC's time offset that it measured is as old.
+    monotonic one when the last try began: the KDC's time offset that it measured is as old. `tries` counts all of them.
     """
 
     def __init__(
@@ -44,9 +45,10 @@ class Credential:
         self.due_at = 0.0
         self.generation = 0
         self.clock_lead = 0.0
+        self.tries = 0
         self._exchange_deadline = exchange_deadline
         self._chance = chance
-        self._files: dict[str, Identity] = {}
+        self._files: Files = {}
 
     def due(self, now: float) -> bool:
         """Whether it is time to try."""
@@ -131,12 +133,16 @@ class Credential:
             chance=self._chance(),
         )
 
-    def changed_files(self) -> list[str]:
-        """The keytab and the krb5.conf that are other files than when this was asked last. Opens none of them, but
-        may block as long as the file system does."""
+    def look_at_files(self) -> Files:
+        """Which files the keytab and the krb5.conf are now. Opens none of them and changes nothing here, but may block
+        as long as the file system does."""
         paths = [self.settings.keytab, *os.environ.get("KRB5_CONFIG", "/etc/krb5.conf").split(":")]
-        before, self._files = self._files, {path: _identity(path) for path in paths}
-        return [path for path, identity in self._files.items() if before.get(path) != identity]
+        return {path: _identity(path) for path in paths}
+
+    def note_files(self, files: Files) -> list[str]:
+        """Notes which files they are; those that are other ones than when this was called last."""
+        before, self._files = self._files, files
+        return [path for path, identity in files.items() if before.get(path) != identity]
 
     def _hold(self, token: Token, window: policy.Window, now: float) -> None:
         self.token = token

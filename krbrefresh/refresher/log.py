@@ -8,12 +8,14 @@ import logging
 import logging.handlers
 import queue
 import sys
+import threading
 import time
 from typing import Any
 
 logger = logging.getLogger("krbrefresh")
 
 MOST_LINES = 10_000  # that wait to be written
+LAST_LINES_WITHIN = 1.0  # seconds
 _TIME = "%Y-%m-%dT%H:%M:%S"
 
 
@@ -55,13 +57,27 @@ def set_up(log_format: str) -> None:
     """Logs to standard error in that format, `text` or `json`, until the process ends."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if log_format == "json" else _Text())
-    lines: queue.Queue[logging.LogRecord] = queue.Queue(MOST_LINES)
-    listener = logging.handlers.QueueListener(lines, handler)
-    listener.start()
-    atexit.register(listener.stop)  # which writes what is left
+    lines: queue.Queue[logging.LogRecord | None] = queue.Queue(MOST_LINES)
+    writer = threading.Thread(target=_write, args=(lines, handler), name="log", daemon=True)
+    writer.start()
+    atexit.register(_write_the_rest, lines, writer)
     logger.handlers[:] = [_NeverBlocks(lines)]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def _write(lines: queue.Queue[logging.LogRecord | None], handler: logging.Handler) -> None:
+    while (record := lines.get()) is not None:
+        handler.handle(record)
+
+
+def _write_the_rest(lines: queue.Queue[logging.LogRecord | None], writer: threading.Thread) -> None:
+    """At the end of the process; a reader that stalls does not hold it up for ever."""
+    try:
+        lines.put(None, timeout=LAST_LINES_WITHIN)
+    except queue.Full:
+        return
+    writer.join(LAST_LINES_WITHIN)
 
 
 def _moment(record: logging.LogRecord) -> str:

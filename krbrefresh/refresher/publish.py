@@ -6,6 +6,7 @@ it can redirect a write. docs/security.md says who may do what there.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -162,35 +163,51 @@ def _open_directory(destination: Destination) -> int:
 
 
 def _make_directory(destination: Destination) -> int:
-    _make_parents(os.path.dirname(destination.directory))
-    os.mkdir(destination.directory, 0o700)
-    directory = os.open(destination.directory, _DIRECTORY)
+    made: list[str] = []
     try:
-        if os.fstat(directory).st_uid != os.geteuid():  # in a directory that others may write, it was exchanged
-            raise LayoutError(
-                f"{destination.directory}: the directory that was just made there is another user's now",
-                hint="somebody who can write to the directory around it interferes: find out who",
-            )
+        return _make_directories(destination, made)
+    except BaseException:
+        for path in reversed(made):
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        raise
+
+
+def _make_directories(destination: Destination, made: list[str]) -> int:
+    """Makes the token directory and what is missing above it, and notes in `made` what it made. Modes are set by
+    descriptor: in a directory that others may write, a path may be another thing by then."""
+    missing = [destination.directory]
+    while not os.path.isdir(os.path.dirname(missing[-1])):
+        missing.append(os.path.dirname(missing[-1]))
+    for path in reversed(missing[1:]):
+        os.close(_make_one(path, 0o755, made))
+    directory = _make_one(destination.directory, 0o700, made)
+    try:
         if destination.gid is not None:
             _give_to_group(destination, directory)
         os.fchmod(directory, DIRECTORY_MODE)  # after the group, whose change clears the setgid bit
     except BaseException:
         os.close(directory)
-        os.rmdir(destination.directory)
         raise
     return directory
 
 
-def _make_parents(path: str) -> None:
-    """The missing directories down to `path`, each 0755, whatever the umask."""
-    if os.path.isdir(path):
-        return
-    _make_parents(os.path.dirname(path))
+def _make_one(path: str, mode: int, made: list[str]) -> int:
+    """A descriptor of a directory that is made at `path` with that mode, whatever the umask."""
+    os.mkdir(path, 0o700)
+    made.append(path)
+    directory = os.open(path, _DIRECTORY)
     try:
-        os.mkdir(path, 0o700)
-    except FileExistsError:  # another refresher was faster
-        return
-    os.chmod(path, 0o755)  # noqa: S103  (workers have to pass through it)
+        if os.fstat(directory).st_uid != os.geteuid():
+            raise LayoutError(
+                f"{path}: the directory that was just made there is another user's now",
+                hint="somebody who can write to the directory around it interferes: find out who",
+            )
+        os.fchmod(directory, mode)
+    except BaseException:
+        os.close(directory)
+        raise
+    return directory
 
 
 def _judge_entrance(destination: Destination, directory: int) -> None:
@@ -199,6 +216,9 @@ def _judge_entrance(destination: Destination, directory: int) -> None:
     gid = destination.gid
     if gid is None or found.st_mode & 0o001 or (found.st_gid == gid and found.st_mode & 0o010):
         return
+    with contextlib.suppress(OSError):
+        os.getxattr(directory, "system.posix_acl_access")
+        return  # who may enter is then in the ACL
     raise LayoutError(
         f"{destination.directory}: group {gid} cannot enter the token directory (its group is {found.st_gid}, its mode "
         f"{found.st_mode & 0o7777:04o})",

@@ -7,6 +7,7 @@ loop; exchanges are child processes, and publications, which wait for a disk, a 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import logging
 import os
 import signal
@@ -20,13 +21,12 @@ from ..errors import RefreshError, TokenError
 from ..token import Token, seal
 from . import policy, publish
 from .child import Exchanger
-from .credential import Credential
+from .credential import Credential, Files
 from .log import event
 from .publish import Destination
 from .settings import Settings
 
 _CLOCK_JUMP = 5.0  # seconds by which the wall clock may leave the monotonic one before every token is in doubt
-_LEAST_SLEEP = 0.05  # seconds: a look that takes longer than its interval must not make the loop spin
 _LAST_WORD = 0.7  # seconds after TERM; then this process ends, even if a disk does not answer
 
 
@@ -47,6 +47,7 @@ class Service:
 
     async def run(self) -> None:
         """Refreshes for ever; returns after TERM or INT. Raises LayoutError where the layout is refused at start."""
+        self._give_each_a_thread()
         self._prepare()
         event(logging.INFO, "started", credentials=len(self._credentials), refresher=self._settings.refresher.name)
         for credential in self._credentials:
@@ -57,8 +58,10 @@ class Service:
         looking = loop.create_task(asyncio.sleep(0))
         looked_at = time.monotonic()
         while not self._stopping.is_set():
-            if looking.done() and time.monotonic() >= looked_at + self._look_interval():
-                looking = loop.create_task(self._look())
+            if time.monotonic() >= looked_at + self._look_interval():
+                self._look_at_the_clock()
+                if looking.done():  # else a file system hangs; nothing but the next look waits for it
+                    looking = loop.create_task(self._look())
                 looked_at = time.monotonic()
             now = self._clock()
             for credential in self._credentials:
@@ -78,8 +81,15 @@ class Service:
 
     async def once(self) -> bool:
         """One exchange and one publication for each credential; whether all of them were made. Raises LayoutError."""
+        self._give_each_a_thread()
         self._prepare()
         return all(await asyncio.gather(*(self._refresh(credential) for credential in self._credentials)))
+
+    def _give_each_a_thread(self) -> None:
+        """A thread that waits for a file system that hangs must not be one that another credential needs. They are
+        started when they are needed, and that is seldom more than one."""
+        threads = concurrent.futures.ThreadPoolExecutor(len(self._credentials) + 1)
+        asyncio.get_running_loop().set_default_executor(threads)
 
     def _prepare(self) -> None:
         destinations = [Destination.of(credential.settings) for credential in self._credentials]
@@ -93,7 +103,7 @@ class Service:
 
     def _adopt(self, credential: Credential) -> None:
         """A token that a former life published and that will do is a reason not to ask a KDC."""
-        credential.changed_files()
+        credential.note_files(credential.look_at_files())
         credential.clock_lead = self._clock_lead()
         destination = Destination.of(credential.settings)
         try:
@@ -116,9 +126,13 @@ class Service:
     async def _refresh(self, credential: Credential) -> bool:
         """One try: exchange, check, seal, publish. Says whether it worked; the credential knows the rest."""
         credential.clock_lead = self._clock_lead()
+        credential.tries += 1
         first = credential.window is None
         try:
-            await asyncio.to_thread(credential.changed_files)  # what changes from here on is a change
+            # What changes from here on is a change; what has changed until here makes this the first try of its kind.
+            changed = credential.note_files(await asyncio.to_thread(credential.look_at_files))
+            if credential.settings.keytab in changed:
+                credential.start_over()
             body = await self._exchanger.exchange(credential.settings, credential.deadline(self._clock()))
             token = await asyncio.to_thread(self._publish, credential, body)
             credential.succeeded(token, self._clock())
@@ -175,28 +189,33 @@ class Service:
         )
 
     async def _look(self) -> None:
-        """What may have changed while nobody told us: the clock, a keytab, a volume. Files are looked at in a thread:
-        a file system that hangs must hold neither a signal nor another credential."""
-        looked_at = [credential for credential in self._credentials if credential not in self._running]
-        for credential, changed, there in await asyncio.to_thread(_look_at_files, looked_at):
-            if credential in self._running:  # since then; it has looked itself
+        """What may have changed while nobody told us: a keytab, krb5.conf, a volume. They are looked at in a thread: a
+        file system that hangs must hold neither a signal nor a refresh."""
+        seen = [(credential, credential.tries) for credential in self._credentials if credential not in self._running]
+        found = await asyncio.to_thread(_look_at_files, [credential for credential, _ in seen])
+        for (credential, tries), (files, there) in zip(seen, found, strict=True):
+            if credential.tries != tries:  # it has looked itself since, and what was seen here may be older
                 continue
             name = credential.settings.name
-            jump = self._clock_lead() - credential.clock_lead
+            changed = credential.note_files(files)
             if credential.settings.keytab in changed:
                 event(logging.INFO, "file_changed", credential=name, path=credential.settings.keytab)
                 credential.start_over()
             elif changed:
                 event(logging.INFO, "file_changed", credential=name, path=" ".join(changed))
                 credential.hurry()
-            if abs(jump) > _CLOCK_JUMP:
-                # The header's offset was measured with the old clock: it is wrong now, and so are all times.
-                event(logging.WARNING, "clock_jumped", credential=name, message=f"by {jump:+.0f} s")
-                credential.clock_jumped(jump)
             if credential.token is not None and not there:
                 event(logging.WARNING, "token_vanished", credential=name, path=credential.settings.ccache)
                 credential.lost()
         self._wake.set()
+
+    def _look_at_the_clock(self) -> None:
+        for credential in self._credentials:
+            jump = self._clock_lead() - credential.clock_lead
+            if abs(jump) > _CLOCK_JUMP and credential not in self._running:
+                # The header's offset was measured with the old clock: it is wrong now, and so are all times.
+                event(logging.WARNING, "clock_jumped", credential=credential.settings.name, message=f"by {jump:+.0f} s")
+                credential.clock_jumped(jump)
 
     def _clock_lead(self) -> float:
         """By how much the wall clock leads the monotonic one: changes only when the wall clock is set."""
@@ -210,7 +229,7 @@ class Service:
         """Until the next credential is due, the next look, or somebody's word."""
         waiting = [credential.due_at for credential in self._credentials if credential not in self._running]
         until_due = min(waiting, default=float("inf")) - self._clock()
-        delay = min(until_due, max(next_look - time.monotonic(), _LEAST_SLEEP))
+        delay = min(until_due, next_look - time.monotonic())
         if delay > 0:
             try:
                 await asyncio.wait_for(self._wake.wait(), delay)
@@ -219,19 +238,21 @@ class Service:
         self._wake.clear()
 
     def _stop(self, number: int) -> None:
-        # A disk that does not answer holds a thread, and the interpreter would wait for it; a log that nobody reads
-        # holds this one.
-        last_word = threading.Timer(_LAST_WORD, os._exit, (0,))
-        last_word.daemon = True
-        last_word.start()
         event(logging.INFO, "stopping", signal=signal.Signals(number).name)
         self.stop()
+        # A disk that does not answer holds a thread, and the interpreter would wait for it.
+        last_word = threading.Timer(_LAST_WORD, os._exit, (0,))
+        last_word.daemon = True
+        try:
+            last_word.start()
+        except RuntimeError:  # no more threads are to be had; then it ends without a last word
+            pass
 
 
-def _look_at_files(credentials: list[Credential]) -> list[tuple[Credential, list[str], bool]]:
-    """Of each credential, the files that changed, and whether its token is at its path."""
+def _look_at_files(credentials: list[Credential]) -> list[tuple[Files, bool]]:
+    """Of each credential, which files it has to work with, and whether its token is at its path."""
     return [
-        (credential, credential.changed_files(), publish.is_there(Destination.of(credential.settings)))
+        (credential.look_at_files(), publish.is_there(Destination.of(credential.settings)))
         for credential in credentials
     ]
 

@@ -117,13 +117,10 @@ def _group(value: object) -> int:
             return grp.getgrnam(value.strip()).gr_gid
         except KeyError:
             raise ValueError(f"there is no group {value.strip()!r} on this machine; a number is fine too") from None
-    try:
-        gid = int(value)  # type: ignore[call-overload]
-    except (TypeError, ValueError):
-        gid = -1
-    if isinstance(value, bool) or not 0 <= gid < (1 << 32) - 1:
+    gid = int(value) if isinstance(value, (str, int)) and not isinstance(value, bool) else -1
+    if not 0 <= gid < (1 << 32) - 1:
         raise ValueError(f"{value!r} is not a group")
-    return int(gid)
+    return gid
 
 
 def _principal(value: object) -> str:
@@ -336,7 +333,7 @@ def _build(kind: type[T], raw: _Raw) -> T:
             raise SettingsError(f"{where}: {_no_such('key', key, fields)}")
         try:
             values[key] = fields[key].metadata["parse"](value)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise SettingsError(f"{where}: {error}") from None
     return kind(**values)
 
