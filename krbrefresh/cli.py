@@ -204,9 +204,11 @@ def _run(options: argparse.Namespace) -> int:
     import asyncio
 
     async def serve() -> None:
-        await _service(options).run()
-        # From here to the end of the process nobody handles a second TERM, which would end it with another status.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        service, write_the_rest = _service(options)
+        await service.run()
+        # Ends here, while the loop's handlers still stand: once it is closed, a second TERM would be the status.
+        write_the_rest()
+        os._exit(0)
 
     asyncio.run(serve())
     return 0
@@ -215,10 +217,12 @@ def _run(options: argparse.Namespace) -> int:
 def _once(options: argparse.Namespace) -> int:
     import asyncio
 
-    return 0 if asyncio.run(_service(options).once()) else 1
+    service, _ = _service(options)
+    return 0 if asyncio.run(service.once()) else 1
 
 
 def _service(options: argparse.Namespace) -> Any:
+    """The service that the settings describe, and what writes the last lines of its log."""
     try:
         from .refresher import settings as settings_module
         from .refresher.log import set_up
@@ -226,8 +230,8 @@ def _service(options: argparse.Namespace) -> Any:
     except ModuleNotFoundError as error:
         raise NotInstalledError(f"the module {error.name} is not installed here") from None
     settings = settings_module.load(options.config)
-    set_up(settings.refresher.log_format)
-    return Service(settings)
+    write_the_rest = set_up(settings.refresher.log_format)
+    return Service(settings), write_the_rest
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -121,6 +121,28 @@ def test_a_directory_that_is_exchanged_while_it_is_made(place: Path, monkeypatch
         publish.publish(where, sealed(1))
 
 
+@pytest.mark.parametrize("level", ["a", "a/token"])
+def test_no_mode_is_set_through_a_symlink(place: Path, monkeypatch: pytest.MonkeyPatch, level: str) -> None:
+    """Whoever can write to the volume puts a symlink where a directory was just made."""
+    secret = place / "secret"
+    secret.mkdir(mode=0o700)
+    where = Destination(str(place / "a" / "token"), "krb5cc", 0o440, None)
+    mkdir = os.mkdir
+
+    def exchanged(path: str, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        if path == str(place / level):
+            os.rmdir(path)
+            os.symlink(secret, path)
+
+    monkeypatch.setattr(publish.os, "mkdir", exchanged)
+    with pytest.raises(RefreshError) as caught:
+        publish.publish(where, sealed(1))
+    assert caught.value.reason == "publish_failed"
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o700
+    assert os.listdir(secret) == []
+
+
 @pytest.mark.root
 def test_a_ccache_that_cannot_be_read_is_refused_in_words(runner: Runner, place: Path) -> None:
     where = destination(place)
@@ -239,12 +261,12 @@ def test_a_group_that_we_may_not_give_files_to_is_refused_and_nothing_is_left(ru
                 prepare(Destination(directory, "krb5cc", 0o440, 64990))
             except LayoutError as error:
                 print(error.reason, error)
-        print(sorted(os.listdir(os.path.dirname(directory))), os.listdir(sys.argv[1]))
+        print(sorted(os.listdir(os.path.dirname(sys.argv[1]))), os.listdir(sys.argv[1]))
     """
     os.mkdir(place / "there")
     os.chown(place / "there", REFRESHER, REFRESHER)
     ran = subprocess.run(
-        [runner.python, "-c", textwrap.dedent(script), str(place / "there"), str(place / "new")],
+        [runner.python, "-c", textwrap.dedent(script), str(place / "there"), str(place / "new" / "deep")],
         **runner.user(REFRESHER),
         env=runner.env,
         capture_output=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -11,15 +12,16 @@ import re
 import signal
 import stat
 import subprocess
+import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import krbrefresh
-from krbrefresh.refresher import log, policy, settings
+from krbrefresh.refresher import credential, log, policy, settings
 from krbrefresh.refresher.service import Service
 from tests.processes import (
     GROUP,
@@ -63,6 +65,23 @@ def owned(path: Path, uid: int, mode: int = 0o400) -> Path:
     os.chown(path, uid, -1)
     path.chmod(mode)
     return path
+
+
+@contextlib.contextmanager
+def stuck_pipe() -> Iterator[int]:
+    """The writing end of a pipe that is full, and that nobody reads."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        while True:
+            os.write(write, b"\0" * 4096)
+    except BlockingIOError:
+        os.set_blocking(write, True)
+    try:
+        yield write
+    finally:
+        os.close(read)
+        os.close(write)
 
 
 def once(runner: Runner, realm: Realm, config: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -361,6 +380,98 @@ def test_a_token_that_the_workers_reader_would_not_take_is_not_published(
     played(config, monkeypatch, scenario)
 
 
+@pytest.mark.usefixtures("krb5_env")
+def test_a_file_system_that_hangs_holds_its_own_credential_alone(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"), lifetime="3s")
+    for index in range(12):  # more than the threads that asyncio would have
+        (place / f"hung{index}").mkdir()
+        section = {"principal": "x@Y", "keytab": f"{place}/hung{index}/k", "ccache": f"{place}/h{index}/krb5cc"}
+        config.write_text(config.read_text() + toml(**{f"credentials__h{index}": section}))
+    identity, hang = credential._identity, threading.Event()
+
+    def hangs(path: str) -> credential.Identity:
+        if "/hung" in path and started:
+            hang.wait(30)
+        return identity(path)
+
+    started: list[bool] = []
+
+    async def scenario(service: Service, logged: Logged) -> None:
+        await logged.wait("published")
+        started.append(True)
+        for each in service._credentials:
+            each.due_at = 0.0
+        service._wake.set()
+        await logged.wait("published", 3, within=15)
+        hang.set()
+
+    monkeypatch.setattr(credential, "_identity", hangs)
+    try:
+        played(config, monkeypatch, scenario)
+    finally:
+        hang.set()
+
+
+@pytest.mark.usefixtures("krb5_env")
+def test_a_keytab_that_changes_during_an_exchange_is_tried_after_it(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keytab = realm.keytab(place / "k", "swapped")
+    stale = keytab.read_bytes()
+    realm.kadmin(f"cpw -randkey {realm.principal('swapped')}")
+    good = realm.keytab(place / "good", "swapped").read_bytes()
+    keytab.write_bytes(stale)
+
+    async def scenario(service: Service, logged: Logged) -> None:
+        exchange = service._exchanger.exchange
+
+        async def slow(*arguments: Any) -> bytes:
+            try:
+                return await exchange(*arguments)
+            finally:
+                if keytab.read_bytes() == stale:
+                    keytab.write_bytes(good)
+                    await asyncio.sleep(0.3)  # three looks come and go
+
+        service._exchanger.exchange = slow  # type: ignore[method-assign]
+        (failed,) = await logged.wait("refresh_failed")
+        assert failed["reason"] == "key_rejected"
+        await logged.wait("published")
+
+    played(configured(place, realm.principal("swapped"), keytab), monkeypatch, scenario)
+
+
+def test_once_ends_though_nobody_reads_its_log(runner: Runner, realm: Realm, place: Path) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    with stuck_pipe() as write:
+        ran = subprocess.run(
+            [runner.python, "-m", "krbrefresh", "once", "--config", str(config)],
+            env={**runner.env, **realm.env},
+            stderr=write,
+            cwd="/",
+            timeout=10,
+        )
+    assert ran.returncode == 0
+    assert krbrefresh.validate(place / "token" / "krb5cc")
+
+
+def test_a_second_term_changes_nothing(runner: Runner, realm: Realm, place: Path) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    for pause in (0.0, 0.005, 0.01, 0.015, 0.02):
+        with refresher(runner, config, realm.env) as running:
+            running.logged("started")
+            eventually(lambda: (place / "token" / "krb5cc").exists(), within=10)
+            time.sleep(0.3)  # past the moment in which its handlers change
+            for _ in range(4):
+                running.process.send_signal(signal.SIGTERM)
+                time.sleep(pause)
+            running.process.wait(2)
+            assert running.process.returncode == 0
+            assert running.named("stopped")
+
+
 def test_a_generation_exceeds_what_somebody_else_has_published_meanwhile(
     runner: Runner, realm: Realm, place: Path
 ) -> None:
@@ -463,31 +574,21 @@ def test_term_while_it_starts_ends_it_with_0(runner: Runner, realm: Realm, place
 
 def test_term_ends_it_within_a_second_though_nobody_reads_its_log(runner: Runner, realm: Realm, place: Path) -> None:
     config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"), lifetime="2s")
-    read, write = os.pipe()
-    os.set_blocking(write, False)
-    try:
-        while True:
-            os.write(write, b"\0" * 4096)
-    except BlockingIOError:
-        os.set_blocking(write, True)
-    process = subprocess.Popen(
-        [runner.python, "-m", "krbrefresh", "run", "--config", str(config)],
-        env={**runner.env, **realm.env},
-        stderr=write,
-        cwd="/",
-    )
-    try:
+    with contextlib.ExitStack() as stack:
+        process = subprocess.Popen(
+            [runner.python, "-m", "krbrefresh", "run", "--config", str(config)],
+            env={**runner.env, **realm.env},
+            stderr=stack.enter_context(stuck_pipe()),
+            cwd="/",
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
         path = place / "token" / "krb5cc"
         eventually(path.exists, within=10)
         first = path.read_bytes()
         eventually(lambda: path.read_bytes() != first, within=10, what="a refresh, though the log is stuck")
         process.terminate()
         assert process.wait(1.5) == 0
-    finally:
-        process.kill()
-        process.wait()
-        os.close(read)
-        os.close(write)
 
 
 @pytest.mark.parametrize("where", ["look", "publish"])

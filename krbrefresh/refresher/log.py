@@ -6,10 +6,11 @@ import atexit
 import json
 import logging
 import logging.handlers
+import os
 import queue
-import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 logger = logging.getLogger("krbrefresh")
@@ -53,31 +54,37 @@ class _NeverBlocks(logging.handlers.QueueHandler):
         return record
 
 
-def set_up(log_format: str) -> None:
-    """Logs to standard error in that format, `text` or `json`, until the process ends."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json() if log_format == "json" else _Text())
+def set_up(log_format: str) -> Callable[[], None]:
+    """Logs to standard error in that format, `text` or `json`, until the process ends. Returns what writes the lines
+    that are still waiting, for a process that ends without Python's own end."""
+    formatter = _Json() if log_format == "json" else _Text()
     lines: queue.Queue[logging.LogRecord | None] = queue.Queue(MOST_LINES)
-    writer = threading.Thread(target=_write, args=(lines, handler), name="log", daemon=True)
+    writer = threading.Thread(target=_write, args=(lines, formatter), name="log", daemon=True)
     writer.start()
-    atexit.register(_write_the_rest, lines, writer)
+
+    def write_the_rest() -> None:
+        """At the end of the process; a reader that stalls does not hold it up for ever."""
+        try:
+            lines.put(None, timeout=LAST_LINES_WITHIN)
+        except queue.Full:
+            return
+        writer.join(LAST_LINES_WITHIN)
+
+    atexit.register(write_the_rest)
     logger.handlers[:] = [_NeverBlocks(lines)]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    return write_the_rest
 
 
-def _write(lines: queue.Queue[logging.LogRecord | None], handler: logging.Handler) -> None:
+def _write(lines: queue.Queue[logging.LogRecord | None], formatter: logging.Formatter) -> None:
     while (record := lines.get()) is not None:
-        handler.handle(record)
-
-
-def _write_the_rest(lines: queue.Queue[logging.LogRecord | None], writer: threading.Thread) -> None:
-    """At the end of the process; a reader that stalls does not hold it up for ever."""
-    try:
-        lines.put(None, timeout=LAST_LINES_WITHIN)
-    except queue.Full:
-        return
-    writer.join(LAST_LINES_WITHIN)
+        line = formatter.format(record).encode("utf-8", "backslashreplace") + b"\n"
+        try:
+            while line:
+                line = line[os.write(2, line) :]  # past sys.stderr, whose lock the interpreter's end waits for
+        except OSError:  # the reader has gone
+            pass
 
 
 def _moment(record: logging.LogRecord) -> str:
