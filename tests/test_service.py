@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -84,14 +85,20 @@ def stuck_pipe() -> Iterator[int]:
         os.close(write)
 
 
-def once(runner: Runner, realm: Realm, config: Path | None = None, **environ: str) -> subprocess.CompletedProcess[str]:
+def krbrefresh_command(
+    command: str, runner: Runner, realm: Realm, config: Path | None = None, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """What `krbrefresh run` or `once` comes to, where it ends by itself."""
     return subprocess.run(
-        [runner.python, "-m", "krbrefresh", "once", *(["--config", str(config)] if config else [])],
+        [runner.python, "-m", "krbrefresh", command, *(["--config", str(config)] if config else [])],
         env={**runner.env, **realm.env, **environ},
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+once = functools.partial(krbrefresh_command, "once")
 
 
 # --- once ---
@@ -151,13 +158,7 @@ def test_bad_settings_are_one_sentence_and_exit_2(
 ) -> None:
     config = configured(place, "etl@X", place / "k", **kerberos)
     before = sorted(os.listdir(place))
-    ran = subprocess.run(
-        [runner.python, "-m", "krbrefresh", command, "--config", str(config)],
-        env={**runner.env, **realm.env},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    ran = krbrefresh_command(command, runner, realm, config)
     assert ran.returncode == 2
     first, hint = ran.stderr.splitlines()
     assert first.startswith(f"settings: {config}: [kerberos] ")
@@ -191,13 +192,7 @@ def test_refused_layouts_are_one_sentence_and_exit_2(
         )
     )
     before = sorted(place.rglob("*"))
-    ran = subprocess.run(
-        [runner.python, "-m", "krbrefresh", command, "--config", str(config)],
-        env={**runner.env, **realm.env},
-        capture_output=True,
-        text=True,
-        timeout=30,
-    )
+    ran = krbrefresh_command(command, runner, realm, config)
     assert ran.returncode == 2
     first, hint = ran.stderr.splitlines()
     assert first.startswith(f"layout: {place}/token")
