@@ -97,6 +97,42 @@ class SettingsError(KrbrefreshError):
     hint = "see docs/settings.md"
 
 
+class KeyFileError(KrbrefreshError, ValueError):
+    """A file is not the signing or public key that it has to be: the message names it. Exit status 2."""
+
+    reason = "key_file"
+    hint = "make a pair with: krbrefresh keygen PATH; PATH stays with the refresher, PATH.pub goes to the workers"
+
+
+class CommandError(KrbrefreshError):
+    """The command of `krbrefresh exec` cannot be started; `cause` is the system's word for it. Exit status 126 or 127,
+    as a shell says it."""
+
+    reason = "command"
+    hint = "name a program that is there and may be run"
+
+    def __init__(self, cause: OSError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class CopyError(KrbrefreshError):
+    """No private copy of the token can be made here: the message has the system's word for it."""
+
+    reason = "copy"
+    hint = "it needs $XDG_RUNTIME_DIR, or $TMPDIR or /tmp, that this user may write to, and some kilobytes there"
+
+
+class KeytabReadableError(KrbrefreshError):
+    """`keytab_readable`: this process could read a keytab, which a worker must not."""
+
+    reason = "keytab_readable"
+    hint = (
+        "take it out of the worker: no mount, no Secret, no copy in the image; where it has to be on this machine, "
+        "mode 0400 and another owner"
+    )
+
+
 class LayoutError(KrbrefreshError):
     """A file or directory is not as it must be for a token to be safe there. Exit status 2 at start."""
 

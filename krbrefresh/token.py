@@ -2,7 +2,7 @@
 
 Pure: bytes in, values out; the clock is passed in or, for `Token.remaining`, read. The manifest is the refresher's word
 inside the file: one line of JSON as the value of a configuration entry with the key `krbrefresh`, the last entry that
-the refresher writes. docs/architecture.md has the contract.
+the refresher writes; where it is signed, a dot and the signature follow. docs/architecture.md has the contract.
 """
 
 from __future__ import annotations
@@ -11,14 +11,29 @@ import time
 
 from . import ccache
 from .ccache import Principal
-from .errors import CorruptError
+from .errors import CorruptError, UntrustedError
 
 TYPE_CHECKING = False  # typing's own costs a worker 4 ms to import
 if TYPE_CHECKING:
     import datetime
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, Protocol
 
     from ._flags import TicketFlags
+
+    class Signer(Protocol):
+        """Who signs manifests: `key_id` names the key, `sign` makes its Ed25519 signature over some bytes."""
+
+        @property
+        def key_id(self) -> str: ...  # noqa: D102
+
+        def sign(self, message: bytes, /) -> bytes: ...  # noqa: D102
+
+    class Verifier(Protocol):
+        """Who knows public keys; `verify` says whether the key of that id made the signature, and raises
+        UntrustedError, in words, where it did not or is not known."""
+
+        def verify(self, key_id: str, signature: bytes, message: bytes, /) -> None: ...  # noqa: D102
+
 
 MANIFEST_KEY = b"krbrefresh"
 MANIFEST_VERSION = 1
@@ -43,7 +58,8 @@ class Manifest(_Frozen):
     """What the refresher says about a token, inside the token itself. Times are Unix seconds by the refresher's clock.
 
     `generation` orders the publications of one credential; `refresher` names who published; `settings` is a short hash
-    of the options that shaped the token; `sha256` is of all bytes before the manifest's entry.
+    of the options that shaped the token; `sha256` is of all bytes before the manifest's entry; `key_id` names the key
+    that signed it, or is None. That the signature is good, `validate` with a public key says.
     """
 
     __slots__ = (
@@ -109,10 +125,8 @@ class Manifest(_Frozen):
 
         if len(value) > _MAX_MANIFEST:
             raise ValueError(f"has {len(value)} bytes")
-        # Where it is signed, a dot and the signature follow the JSON.
-        text = value if value.endswith(b"}") else value.rpartition(b".")[0]
         try:
-            fields: Any = json.loads(text)
+            fields: Any = json.loads(_signed_part(value))
         except (ValueError, RecursionError):
             raise ValueError("is not JSON") from None
         if not isinstance(fields, dict):
@@ -157,12 +171,15 @@ class Token(_Frozen):
     """
 
     __slots__ = (
+        "_body_size",
         "_end",
+        "_first_end",
         "_flags",
         "_name",
         "_renew",
         "_services",
         "_start",
+        "_word",
         "has_tgt",
         "manifest",
         "modified",
@@ -179,8 +196,11 @@ class Token(_Frozen):
     _services: tuple[Principal, ...]
     _start: int
     _end: int
+    _first_end: int
     _renew: int
     _flags: int
+    _body_size: int  # bytes before the manifest's entry; all of them where there is none
+    _word: bytes  # the manifest as it stands in the file, signature and all
 
     @classmethod
     def parse(cls, data: bytes, path: str = "") -> Token:
@@ -192,17 +212,16 @@ class Token(_Frozen):
             parsed = ccache.parse(data)
         except ccache.CcacheFormatError as error:
             raise _corrupt(path, str(error)) from None
-        manifest = None
+        manifest = entry = None
         tickets: list[ccache.Credential] = []
-        modified = False
         for credential in parsed.credentials:
             if credential.config_key == MANIFEST_KEY:
-                manifest = _read_manifest(data, credential, parsed.principal, path)
-                modified = credential.span[1] != len(data)
+                entry = credential
+                manifest = _read_manifest(data, entry, parsed.principal, path)
                 break
             if credential.is_ticket:
                 tickets.append(credential)
-        return cls(path, parsed, manifest, tickets, modified)
+        return cls(path, parsed, manifest, tickets, entry, len(data))
 
     def __init__(
         self,
@@ -210,7 +229,8 @@ class Token(_Frozen):
         parsed: ccache.Ccache,
         manifest: Manifest | None,
         tickets: list[ccache.Credential],
-        modified: bool,
+        entry: ccache.Credential | None,
+        size: int,
     ) -> None:
         name = parsed.principal
         tgt_name = ccache.tgt_name(name.realm)
@@ -226,13 +246,16 @@ class Token(_Frozen):
         put = object.__setattr__
         put(self, "path", path)
         put(self, "manifest", manifest)
-        put(self, "modified", modified)
+        put(self, "modified", entry is not None and entry.span[1] != size)
+        put(self, "_body_size", size if entry is None else entry.span[0])
+        put(self, "_word", b"" if entry is None else entry.ticket)
         put(self, "has_tgt", tgt is not None)
         put(self, "offset", offset[0] + offset[1] / 1e6 if offset else 0.0)
         put(self, "_name", name)
         put(self, "_services", tuple(ticket.server for ticket in services))
         put(self, "_start", max((ticket.starttime or ticket.authtime for ticket in held), default=0))
         put(self, "_end", min((ticket.endtime for ticket in held), default=0))
+        put(self, "_first_end", min((ticket.endtime for ticket in (*held, *services)), default=0))
         put(self, "_renew", min((ticket.renew_till for ticket in held), default=0))
         put(self, "_flags", held[0].flags if held else 0)
 
@@ -300,6 +323,34 @@ class Token(_Frozen):
         """`expires_at` as Unix seconds."""
         return self._end - self.offset
 
+    @property
+    def first_end(self) -> float:
+        """When the first of its tickets ends, the TGT or another, as Unix seconds."""
+        return self._first_end - self.offset
+
+    @property
+    def body_size(self) -> int:
+        """How many bytes of the file are the ccache itself: those before the manifest's entry."""
+        return self._body_size
+
+    def verify(self, verifier: Verifier) -> None:
+        """Raises UntrustedError where the file is not as somebody with one of the verifier's keys signed it."""
+        if self.manifest is None:
+            raise UntrustedError(f"{self.path}: it has no manifest, and so no signature")
+        message = _signed_part(self._word)
+        if self.manifest.key_id is None or message == self._word:
+            raise UntrustedError(f"{self.path}: it is not signed")
+        try:
+            verifier.verify(self.manifest.key_id, _decode_signature(self._word[len(message) + 1 :]), message)
+        except UntrustedError as error:
+            raise UntrustedError(f"{self.path}: {error}") from None
+        if self.modified:
+            raise UntrustedError(
+                f"{self.path}: something was appended to it after it was signed",
+                hint="a program that runs as root appends service tickets to the token it uses, or somebody may write "
+                "to it: mount it read-only, and let no worker be root",
+            )
+
     def is_for(self, principal: Principal) -> bool:
         """Whether this is the token of that principal."""
         return self._name == principal
@@ -317,15 +368,24 @@ class Token(_Frozen):
         )
 
 
-def seal(body: bytes, *, generation: int, issued_at: int, window_opens_at: int, refresher: str, settings: str) -> bytes:
-    """`body`, a whole version 4 ccache, with its manifest as the last entry.
+def seal(
+    body: bytes,
+    *,
+    generation: int,
+    issued_at: int,
+    window_opens_at: int,
+    refresher: str,
+    settings: str,
+    signer: Signer | None = None,
+) -> bytes:
+    """`body`, a whole version 4 ccache, with its manifest as the last entry, signed where there is a `signer`.
 
     Times are Unix seconds by this machine's clock. Raises CorruptError where `body` is no ccache.
     """
     import hashlib
 
     token = Token.parse(body)
-    manifest = Manifest(
+    word = Manifest(
         generation=generation,
         issued_at=issued_at,
         expires_at=max(0, int(token.expires)),
@@ -334,8 +394,37 @@ def seal(body: bytes, *, generation: int, issued_at: int, window_opens_at: int, 
         refresher=refresher,
         settings=settings,
         sha256=hashlib.sha256(body).hexdigest(),
-    )
-    return body + ccache.config_entry(token._name, MANIFEST_KEY, manifest.encode())
+        key_id=signer.key_id if signer else None,
+    ).encode()
+    if signer:
+        word += b"." + _encode_signature(signer.sign(word))
+    return body + ccache.config_entry(token._name, MANIFEST_KEY, word)
+
+
+def _signed_part(word: bytes) -> bytes:
+    """The JSON of a manifest's value: what the signature, if there is one behind a dot, is made over."""
+    return word if word.endswith(b"}") else word.rpartition(b".")[0]
+
+
+def _encode_signature(signature: bytes) -> bytes:
+    """As base64url without padding (RFC 4648, 5)."""
+    import base64
+
+    return base64.urlsafe_b64encode(signature).rstrip(b"=")
+
+
+def _decode_signature(text: bytes) -> bytes:
+    """The signature that `text` is, if it is what we write: no other spelling of the same bytes is taken. Raises
+    UntrustedError."""
+    import base64
+
+    try:
+        signature = base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4))
+    except ValueError:
+        signature = b""
+    if not signature or _encode_signature(signature) != text:
+        raise UntrustedError("its signature is garbled")
+    return signature
 
 
 def _read_manifest(data: bytes, entry: ccache.Credential, principal: Principal, path: str) -> Manifest:
