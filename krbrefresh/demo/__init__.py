@@ -31,6 +31,7 @@ from .story import MESSAGE, Claim, Story
 
 STOPS_WITHIN = 1.0  # seconds, from TERM to the refresher's end
 FRAME = 0.1
+_DYING = 0.2
 
 Told = queue.Queue[tuple[str, str | None]]  # (who, a line of what it says, or None at its end)
 
@@ -142,7 +143,8 @@ def set_up(place: str, kdc: Any, cast: Cast, ticket_life: int) -> Scene:
     os.chmod(scene.keytab, 0o400)
     with open(scene.config, "w") as file:  # a text in JSON is one in TOML
         file.write(
-            f'[refresher]\nname = "demo"\nlog_format = "json"\n\n[kerberos]\nprincipal = "etl@{kdc.realm}"\n'
+            '[refresher]\nname = "demo"\nlog_format = "json"\nlisten = ""\n\n'
+            f'[kerberos]\nprincipal = "etl@{kdc.realm}"\n'
             f"keytab = {json.dumps(scene.keytab)}\nccache = {json.dumps(scene.token)}\ngroup = {cast.group}\n"
             f'lifetime = "{ticket_life}s"\n'
         )
@@ -182,8 +184,8 @@ def _read(who: str, lines: Iterable[str], told: Told) -> None:
 
 def _end(who: str, process: subprocess.Popen[str], ask: Callable[[], None], what: str, within: float) -> Claim:
     """Ends a process by `ask`. The claim is that it was still there, and that it went in time and in order."""
-    status = process.poll()
-    if status is not None:
+    with contextlib.suppress(subprocess.TimeoutExpired):  # its pipes close a moment before it can be waited for
+        status = process.wait(_DYING)
         return Claim(who, f"had ended by itself, with status {status}", False)
     start = time.monotonic()
     ask()

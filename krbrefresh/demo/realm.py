@@ -33,12 +33,17 @@ def free_portbase() -> int:
 
 @contextlib.contextmanager
 def throwaway_realm(
-    realm: str = REALM, *, kdc_conf: dict[str, Any] | None = None, libdefaults: dict[str, str] | None = None
+    realm: str = REALM,
+    *,
+    kdc_conf: dict[str, Any] | None = None,
+    libdefaults: dict[str, str] | None = None,
+    plugins: dict[str, Any] | None = None,
 ) -> Iterator[Any]:
     """A running k5test MITRealm that listens on 127.0.0.1 alone; gone, with all its files, at the end.
 
-    `kdc_conf` is added to the realm's section of kdc.conf, `libdefaults` to krb5.conf. Its directory can be passed
-    through by every user, since its krb5.conf is for all; the database and the keytabs in it are root's or its maker's.
+    `kdc_conf` is added to the realm's section of kdc.conf, `libdefaults` and `plugins` to krb5.conf. Its directory
+    can be passed through by every user, since its krb5.conf is for all; the database and the keytabs in it are root's
+    or its maker's.
     Raises NotInstalledError where k5test or the KDC is missing, KrbrefreshError where it does not start.
     """
     try:
@@ -65,6 +70,7 @@ def throwaway_realm(
             "libdefaults": {"rdns": "false", "dns_canonicalize_hostname": "false", **(libdefaults or {})},
             "realms": {"$realm": {"kdc": "127.0.0.1:$port0", "admin_server": "127.0.0.1:$port1"}},
             "domain_realm": {"localhost": "$realm"},
+            "plugins": plugins or {},
         },
         kdc_conf={
             "realms": {

@@ -10,13 +10,19 @@ import contextlib
 import importlib.util
 import json
 import os
+import subprocess
 import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import REFRESH_REASONS, NotInstalledError, RefreshError
+from .files import Files
 from .settings import CredentialSettings
 
 MOST_CHILDREN = 8
+SILENT_AFTER = 1.0  # seconds; a KDC that lives answers within milliseconds
 START_WITHIN = 15.0  # seconds; it takes 40 ms on a machine at rest
 REAP_WITHIN = 1.0
 READY = b"ready\n"
@@ -30,14 +36,148 @@ _START = (
 )
 
 
+# What the child has to know of a credential's settings.
+_REQUEST = (
+    "principal",
+    "keytab",
+    "ccache",
+    "lifetime",
+    "renewable_lifetime",
+    "forwardable",
+    "proxiable",
+    "canonicalize",
+    "addressless",
+    "fast_keytab",
+    "fast_principal",
+    "fast_ccache",
+    "services",
+    "include_tgt",
+    "method",
+    "fingerprint",
+)
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What an exchange came to: a whole ccache with the new tickets, how it was had, which services have none and why,
+    and what will be wrong one day; or the error, and whether it is that of the FAST `armour`. `files` are those that
+    the child worked with."""
+
+    ccache: bytes = b""
+    method: str = ""
+    warning: str | None = None
+    refused: dict[str, RefreshError] = field(default_factory=dict)
+    error: RefreshError | None = None
+    armour: bool = False
+    files: Files = field(default_factory=dict)
+
+
 def _module_directories() -> list[str]:
-    """Where the child finds this package and krb5. Raises NotInstalledError."""
+    """Where the child finds this package, krb5 and gssapi. Raises NotInstalledError."""
     directories = [os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))]
     spec = importlib.util.find_spec("krb5")  # looks for it, and does not import it
     if spec is None or spec.origin is None:
         raise NotInstalledError("the package krb5 is not installed here")
-    directories.append(os.path.dirname(os.path.dirname(os.path.abspath(spec.origin))))
+    found = [each.origin for each in (spec, importlib.util.find_spec("gssapi")) if each and each.origin]
+    directories += [os.path.dirname(os.path.dirname(os.path.abspath(origin))) for origin in found]
     return list(dict.fromkeys(directories))
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-I", "-S", "-c", _START, str(os.getpid()), *_module_directories()]
+
+
+def look(requests: list[dict[str, Any]], deadline: float) -> list[dict[str, Any]]:
+    """What a child says to requests that ask no KDC (exchange.py, `look_at`), in their order; one that cannot be
+    answered has a `reason`, a `message` and perhaps a `hint`. For a caller without a loop; it waits.
+
+    Raises NotInstalledError, and RefreshError where there is no child, or no answer within `deadline` seconds.
+    """
+    lines = b"".join(json.dumps(request).encode() + b"\n" for request in requests)
+    late: list[bool] = []
+    try:
+        child = subprocess.Popen(_command(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    except OSError as error:
+        raise _not_started(error) from None
+
+    def end() -> None:
+        late.append(True)
+        child.kill()
+
+    alarm = threading.Timer(deadline, end)
+    alarm.start()
+    try:
+        output, errors = child.communicate(lines)
+    finally:
+        alarm.cancel()
+    if late:
+        raise RefreshError(
+            "internal",
+            f"the exchange's child process had no answer after {deadline:.3g} s",
+            hint="a keytab or krb5.conf on a file system that does not answer, or a machine that is starved",
+        )
+    ready, _, replies = output.partition(READY)
+    answers = [json.loads(line) for line in replies.splitlines()]
+    if ready or len(answers) != len(requests):
+        last = errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+        raise RefreshError(
+            "internal",
+            f"the exchange's child process ended with status {child.returncode}: {last or 'it said nothing'}",
+            hint="is libkrb5 there that the package krb5 was compiled against? A negative status is a signal",
+        )
+    return answers
+
+
+class _Line:
+    """Who may have a child now: eight at a time, and eight more for those whose KDC is known to keep them waiting.
+
+    An exchange that is not answered within a second leaves its place to others, and its realm waits in the slow line
+    until somebody in it is answered: a KDC that hangs must not hold up the credentials of another.
+    """
+
+    def __init__(self) -> None:
+        self._quick = asyncio.Semaphore(MOST_CHILDREN)
+        self._slow = asyncio.Semaphore(MOST_CHILDREN)
+        self._silent: set[str] = set()
+        self.waiting = 0
+
+    @contextlib.asynccontextmanager
+    async def place(self, realm: str) -> AsyncIterator[Callable[[], None]]:
+        """A place in the line of that realm; what it gives is called when the KDC has answered."""
+        self.waiting += 1
+        try:
+            line = await self._turn(realm)
+        finally:
+            self.waiting -= 1
+        held = [line]
+        patient = True
+
+        def give_up() -> None:
+            nonlocal patient
+            patient = False
+            self._silent.add(realm)
+            if line is self._quick:
+                held.pop().release()
+
+        def answer() -> None:
+            if patient:
+                self._silent.discard(realm)
+
+        patience = asyncio.get_running_loop().call_later(SILENT_AFTER, give_up)
+        try:
+            yield answer
+        finally:
+            patience.cancel()
+            for each in held:
+                each.release()
+
+    async def _turn(self, realm: str) -> asyncio.Semaphore:
+        while True:
+            line = self._slow if realm in self._silent else self._quick
+            await line.acquire()
+            if line is self._slow or realm not in self._silent:
+                return line
+            line.release()  # it fell silent in the meantime
 
 
 class Exchanger:
@@ -48,49 +188,49 @@ class Exchanger:
     """
 
     def __init__(self) -> None:
-        self._command = [sys.executable, "-I", "-S", "-c", _START, str(os.getpid()), *_module_directories()]
-        self._slots = asyncio.Semaphore(MOST_CHILDREN)
-        self._in_line = 0
+        self._command = _command()
+        self._line = _Line()
         self._idle: list[asyncio.subprocess.Process] = []
 
-    async def exchange(self, credential: CredentialSettings, deadline: float) -> bytes:
-        """A whole ccache with the credential's new TGT, as exchange.exchange() makes it.
+    async def exchange(
+        self, credential: CredentialSettings, deadline: float, *, fresh: bool = False, without: Iterable[str] = ()
+    ) -> Exchanged:
+        """The credential's new tickets, as exchange.exchange() makes them, or why there are none; `fresh`: by keytab,
+        whatever the method is; `without` these services.
 
-        Raises RefreshError; `kdc_timeout` once `deadline` seconds have passed since the child got the request.
+        Raises RefreshError where the child did not answer: `kdc_timeout` once `deadline` seconds have passed since it
+        got the request, or `internal`.
         """
-        request = {
-            "principal": credential.principal,
-            "keytab": credential.keytab,
-            "lifetime": credential.lifetime,
-            "renewable_lifetime": credential.renewable_lifetime,
-            "forwardable": credential.forwardable,
-        }
-        self._in_line += 1
-        try:
-            await self._slots.acquire()
-        finally:
-            self._in_line -= 1
-        child = None
-        answered = False
-        try:
-            child = self._idle.pop() if self._idle else await self._start()
-            reply, body = await asyncio.wait_for(_converse(child, request), deadline)
-            answered = True
-        except asyncio.TimeoutError:
-            raise RefreshError(
-                "kdc_timeout", f"{credential.principal}: the exchange had no end after {deadline:.3g} s"
-            ) from None
-        finally:
-            if child is not None and answered and len(self._idle) < self._in_line:
-                self._idle.append(child)
-            elif child is not None:
-                await _end(child)
-            self._slots.release()
+        request = {name: getattr(credential, name) for name in _REQUEST}
+        request["services"] = [service for service in credential.services if service not in without]
+        if fresh:
+            request["method"] = "keytab"
+        realm = credential.principal.rpartition("@")[2]
+        async with self._line.place(realm) as answer:
+            child = None
+            reusable = False
+            try:
+                child = self._idle.pop() if self._idle else await self._start()
+                reply, body = await asyncio.wait_for(_converse(child, request), deadline)
+                reusable = True
+                answer()
+            except asyncio.TimeoutError:
+                raise RefreshError(
+                    "kdc_timeout", f"{credential.principal}: the exchange had no end after {deadline:.3g} s"
+                ) from None
+            finally:
+                if child is not None and reusable and len(self._idle) < self._line.waiting:
+                    self._idle.append(child)
+                elif child is not None:
+                    await _end(child)
+        files = {path: tuple(identity) for path, identity in reply.get("files", {}).items()}
         if "size" in reply:
-            return body
+            refused = {each["service"]: RefreshError(each["reason"], each["message"]) for each in reply["refused"]}
+            return Exchanged(body, reply["method"], reply.get("warning"), refused, files=files)
         if reply.get("reason") not in REFRESH_REASONS:
             raise RefreshError("internal", f"the exchange's child process replied {reply!r}")
-        raise RefreshError(reply["reason"], reply["message"], hint=reply.get("hint"), code=reply.get("code"))
+        error = RefreshError(reply["reason"], reply["message"], hint=reply.get("hint"), code=reply.get("code"))
+        return Exchanged(error=error, armour=reply.get("armour", False), files=files)
 
     async def _start(self) -> asyncio.subprocess.Process:
         """A child that is ready for requests: what it takes to start is no part of an exchange's deadline."""
@@ -99,11 +239,7 @@ class Exchanger:
                 *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_MAX_REPLY
             )
         except OSError as error:
-            raise RefreshError(
-                "internal",
-                f"the exchange's child process cannot be started: {error.strerror}",
-                hint="check the limits on processes, memory and open files",
-            ) from None
+            raise _not_started(error) from None
         ready = b""
         try:
             assert child.stdout is not None
@@ -136,6 +272,14 @@ async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) 
     except (OSError, ValueError, asyncio.IncompleteReadError):
         await child.wait()
         raise _ended(child) from None
+
+
+def _not_started(error: OSError) -> RefreshError:
+    return RefreshError(
+        "internal",
+        f"the exchange's child process cannot be started: {error.strerror}",
+        hint="check the limits on processes, memory and open files",
+    )
 
 
 def _ended(child: asyncio.subprocess.Process) -> RefreshError:

@@ -40,6 +40,9 @@ class _Json(logging.Formatter):
         return json.dumps({**line, **getattr(record, "fields", {})}, default=str)
 
 
+_formatter: logging.Formatter = _Text()
+
+
 class _NeverBlocks(logging.handlers.QueueHandler):
     """Hands lines to the thread that writes them, and drops what does not fit: a log that nobody reads must not keep
     a token from being refreshed."""
@@ -57,9 +60,9 @@ class _NeverBlocks(logging.handlers.QueueHandler):
 def set_up(log_format: str) -> Callable[[], None]:
     """Logs to standard error in that format, `text` or `json`, until the process ends. Returns what writes the lines
     that are still waiting, for a process that ends without Python's own end."""
-    formatter = _Json() if log_format == "json" else _Text()
+    use(log_format)
     lines: queue.Queue[logging.LogRecord | None] = queue.Queue(MOST_LINES)
-    writer = threading.Thread(target=_write, args=(lines, formatter), name="log", daemon=True)
+    writer = threading.Thread(target=_write, args=(lines,), name="log", daemon=True)
     writer.start()
 
     def write_the_rest() -> None:
@@ -77,9 +80,15 @@ def set_up(log_format: str) -> Callable[[], None]:
     return write_the_rest
 
 
-def _write(lines: queue.Queue[logging.LogRecord | None], formatter: logging.Formatter) -> None:
+def use(log_format: str) -> None:
+    """From the next line on, `text` or `json`."""
+    global _formatter
+    _formatter = _Json() if log_format == "json" else _Text()
+
+
+def _write(lines: queue.Queue[logging.LogRecord | None]) -> None:
     while (record := lines.get()) is not None:
-        line = formatter.format(record).encode("utf-8", "backslashreplace") + b"\n"
+        line = _formatter.format(record).encode("utf-8", "backslashreplace") + b"\n"
         try:
             while line:
                 line = line[os.write(2, line) :]  # past sys.stderr, whose lock the interpreter's end waits for

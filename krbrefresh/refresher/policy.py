@@ -19,7 +19,14 @@ LEFT_PER_TRY = 0.25  # no wait is longer than this share of the time left: room 
 REJECTED_DELAYS = (300.0, 600.0, 1200.0, 2400.0, 3600.0)  # a lockout threshold is counted per half hour, often
 LOOK_AGAIN_DELAY = 60.0  # a whole try, though no file changed: what was wrong may be elsewhere
 LOOK_EVERY = 5.0  # while it fails: is there another keytab, another krb5.conf?
-IDLE_LOOK_EVERY = 30.0  # while all is well; also how soon a clock that jumped is noticed
+IDLE_LOOK_EVERY = 300.0  # while all is well, and events tell of changes
+DEAF_LOOK_EVERY = 30.0  # while all is well, where no events can be had
+CLOCK_LOOK_EVERY = 50.0  # how soon a clock that jumped is noticed
+STANDBY_LOOK_EVERY = 1.0  # how soon a lock that is free is taken
+LOSSES_COUNT_FOR = 600.0  # how long a token that vanished is remembered
+MOST_SWAPS = 2  # of a keytab that are tried at once while the KDC refuses ...
+SWAPS_COUNT_FOR = 1800.0  # ... in this time, which a lockout threshold is counted for, often
+GIVE_UP_SHARE = 0.25  # of the window, its end: then a token without some tickets is better than none
 MAX_DEADLINE_SHARE = 0.25  # of the window, for one exchange
 MIN_DEADLINE = 0.5  # an exchange takes milliseconds, but a machine under load takes its time with everything
 
@@ -79,6 +86,11 @@ def retry(now: float, *, kind: str, failures: int, rejections: int, window: Wind
         most = (window.expires_at - now) * LEFT_PER_TRY
     delay = LOOK_AGAIN_DELAY if kind == LOOK_AGAIN else MIN_DELAY + (cap - MIN_DELAY) * chance
     return now + max(MIN_DELAY, min(delay, most))
+
+
+def after_losses(now: float, losses: int) -> float:
+    """When to make a token anew that has vanished, and has done so `losses` times before, lately: at once at first."""
+    return now + min(BACKOFF_CAP, 2.0 ** min(losses, 10)) if losses else 0.0
 
 
 def deadline(window: Window | None, now: float, configured: float) -> float:
