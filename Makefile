@@ -1,7 +1,11 @@
-.PHONY: help demo test lint types docs lock clean setup
+.PHONY: help demo test test-long test-servers test-frameworks test-containers fuzz lint types docs lock clean setup
+
+SECONDS = 60
+# Those that need more than a KDC on this machine.
+ELSEWHERE = frameworks or servers or containers
 
 help: ## what there is to make
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 setup: ## system packages, a virtual environment, this package in it
 	@tools/setup
@@ -9,8 +13,25 @@ setup: ## system packages, a virtual environment, this package in it
 demo: setup ## a realm, a refresher and a worker on this machine, for 40 seconds
 	@.venv/bin/krbrefresh demo
 
-test: setup ## all tests, against a real KDC
-	@.venv/bin/python -m pytest -n 3 --dist worksteal $(ARGS)
+test: setup ## the tests, against a real KDC; all but those that take minutes or other servers
+	@.venv/bin/python -m pytest -n 4 --dist worksteal -m "not (long or $(ELSEWHERE))" $(ARGS)
+
+test-long: setup ## those that take minutes: outages longer than a ticket's life, clocks that jump, 200 credentials
+	@.venv/bin/python -m pytest -n 4 --dist worksteal -m "long and not ($(ELSEWHERE))" $(ARGS)
+
+test-servers: setup ## the recipes of docs/recipes.md, against real servers: PostgreSQL, Apache, Active Directory; needs root
+	@tools/setup-servers
+	@.venv/bin/python -m pytest -m servers tests/servers $(ARGS)
+
+test-frameworks: setup ## the hooks, in the real frameworks: Celery with Redis, gunicorn, Dask, Ray, Airflow
+	@tools/setup-frameworks
+	@.venv/bin/python -m pytest -m frameworks tests/frameworks $(ARGS)
+
+test-containers: setup ## in real containers: builds the images, starts the demo, breaks it; needs a Docker engine, or root
+	@tools/test-containers $(ARGS)
+
+fuzz: setup ## hostile bytes for the ccache reader, for SECONDS=60
+	@.venv/bin/python tests/fuzz/ccache_fuzz.py --seconds $(SECONDS) $(ARGS)
 
 lint: setup ## ruff, lint and format
 	@.venv/bin/ruff check .
@@ -26,5 +47,5 @@ lock: setup ## pin the newest versions of the development environment
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" tools/lock --upgrade
 
 clean: ## back to a fresh clone
-	@rm -rf .venv build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-servers .venv-frameworks build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -exec rm -rf {} +
