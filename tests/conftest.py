@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,13 @@ import pytest
 
 from krbrefresh.demo.realm import throwaway_realm
 from krbrefresh.demo.staging import stage
-from tests.processes import WORKER, Runner
+from tests.processes import QUIET, WORKER, Runner
 from tests.support import Realm
+
+# Started by nohup, or by a shell in the background, this process ignores these, and so would all that it starts.
+for _number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number == signal.SIGINT else signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,4 +69,4 @@ def runner() -> Iterator[Runner]:
     with tempfile.TemporaryDirectory(prefix="krbrefresh-staging-") as directory:
         os.chmod(directory, 0o755)
         staging = stage(directory, WORKER, WORKER)
-        yield Runner(staging.python, staging.environment)
+        yield Runner(staging.python, {**QUIET, **staging.environment})

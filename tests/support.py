@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+import pytest
 
 from krbrefresh import ccache
 from krbrefresh.ccache import Credential, Principal
@@ -48,6 +51,15 @@ def eventually(condition: Callable[[], T], *, within: float, every: float = 0.02
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {within} s: {what or condition}")
         time.sleep(every)
+
+
+def program(name: str) -> str:
+    """The path of a program that a test cannot do without. Where it is missing the test is skipped and says so; on CI
+    (the variable `CI` is set) it fails, because nobody reads there what was skipped."""
+    found = shutil.which(name)
+    if found is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{name} is not installed here")
+    return found
 
 
 class Realm:

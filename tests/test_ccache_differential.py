@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gssapi
 import krb5
@@ -20,6 +21,7 @@ from krbrefresh import ccache
 from krbrefresh._flags import TicketFlags
 from krbrefresh.ccache import Ccache, CcacheFormatError, Credential, Principal
 from krbrefresh.token import Token, seal
+from tests.fuzz import differential
 from tests.support import ETL, Realm, ccache_bytes, ticket
 from tests.test_ccache import awkward, by_hand, ccaches, mutated, octets, principals
 
@@ -259,6 +261,75 @@ def test_what_we_accept_libkrb5_reads_likewise(data: bytes) -> None:
         return
     assume(not struck_out_in_another_way(cache))
     assert libkrb5_reads(data) == we_read(cache)
+
+
+def test_what_the_fuzzer_makes_is_read_likewise(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    found = differential.run(seed=1, seconds=6)
+    assert found.valid > 20
+    assert found.tokens > found.valid
+    assert set(found.classes) <= set(differential.CLASSES)
+
+
+HTTP = Principal.parse("HTTP/web.example.com@EXAMPLE.COM")
+ODD = Principal(b"X-CACHECONF:", (b"other", b"key"))
+
+
+def ending(hours: float, **options: Any) -> Credential:
+    return ticket(endtime=int(time.time() + hours * 3600), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "kdc_offset"),
+    [
+        (differential.STRUCK_OUT, lambda: [ending(3), ticket(authtime=5, endtime=0)], None),
+        (
+            differential.CONFIG,
+            lambda: [ending(1, server=ODD), ending(3, server=HTTP)],
+            None,
+        ),
+        (differential.FOREIGN, lambda: [ending(3), ending(1, client=HTTP)], None),
+        (differential.SEVERAL, lambda: [ending(3), ending(1)], None),
+        (differential.NO_TGT, lambda: [ending(3, server=HTTP), ending(1, server=HTTP)], None),
+        (differential.FAR, lambda: [ticket(endtime=2**32 - 1)], None),
+        (differential.FAR, lambda: [ending(1)], (-(2**31), 0)),
+        (differential.MICROSECONDS, lambda: [ending(1)], (0, 900_000_000)),
+    ],
+)
+def test_the_classes_of_disagreement(
+    name: str, entries: Callable[[], list[Credential]], kdc_offset: tuple[int, int] | None
+) -> None:
+    comparison = differential.Comparison()
+    comparison.compare(ccache_bytes(*entries(), kdc_offset=kdc_offset))
+    assert comparison.classes == {name: 1}
+
+
+def test_what_follows_the_manifest_is_a_class_of_its_own() -> None:
+    body = ccache_bytes(ending(3, server=HTTP))
+    whole = seal(body, generation=7, issued_at=1, window_opens_at=2, refresher="here", settings="0f" * 8)
+    comparison = differential.Comparison()
+    comparison.compare(whole)
+    assert (comparison.valid, comparison.classes) == (1, {})
+    comparison.compare(whole + ccache.encode_credential(ending(1)))
+    assert (comparison.valid, comparison.classes) == (2, {differential.AFTER: 1})
+
+
+def test_a_disagreement_without_a_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    comparison = differential.Comparison()
+    data = ccache_bytes(ending(1))
+    comparison.compare(data)
+    for field in ("endtime", "flags", "renew_till"):
+
+        def misread(data: bytes, read: Callable[[bytes], Ccache] = ccache.parse, field: str = field) -> Ccache:
+            parsed = read(data)
+            for entry in parsed.credentials:
+                setattr(entry, field, getattr(entry, field) + 1)
+            return parsed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ccache, "parse", misread)
+            with pytest.raises(AssertionError):
+                comparison.compare(data)
 
 
 # Bytes that we write

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 import krbrefresh
 from krbrefresh.ccache import Principal
+from krbrefresh.refresher.lock import Lock
 from krbrefresh.refresher.publish import Destination, publish
 from krbrefresh.token import seal
 from tests.support import ETL, ccache_bytes, ticket
@@ -143,7 +145,7 @@ def test_usage_mistakes_exit_2(arguments: tuple[str, ...], good: str) -> None:
 
 def test_wait_returns_as_soon_as_the_token_is_there(tmp_path: Path) -> None:
     where = Destination(str(tmp_path / "token"), "krb5cc", 0o440, None)
-    later = threading.Timer(1, publish, (where, sealed()))
+    later = threading.Timer(1, publish, (where, sealed(), Lock()))
     later.start()
     started = time.monotonic()
     ran = krb("wait", where.path, "--timeout", "20s")
@@ -230,3 +232,32 @@ def test_version_and_help() -> None:
     text = krb("--help").stdout
     for command in ("run", "once", "check", "wait", "exec", "demo"):
         assert f"    {command} " in text
+
+
+def test_each_command_is_known_by_its_name_alone() -> None:
+    # Where a command is asked for, no other one's parser is made; the help and the mistakes are of all.
+    listed = re.findall(r"^    (\w+) +\w", krb("--help").stdout, re.MULTILINE)
+    assert listed[:3] == ["run", "once", "config"]
+    for name in listed:
+        shown = krb(name, "--help")
+        assert shown.returncode == 0
+        assert shown.stdout.startswith(f"usage: krbrefresh {name} ")
+    wrong = krb("chekc")
+    assert wrong.returncode == 2
+    assert all(f"'{name}'" in wrong.stderr for name in listed)
+    wide = krb("check", "--help", COLUMNS="200").stdout
+    assert max(map(len, wide.splitlines())) > 100 >= 80 >= max(map(len, krb("check", "--help").stdout.splitlines()))
+
+
+def test_check_imports_little(good: str) -> None:
+    code = (
+        "import sys\n"
+        "sys.path.insert(0, sys.argv.pop(1))\n"
+        "from krbrefresh.cli import main\n"
+        "assert main(sys.argv[1:]) == 0\n"
+        "print(*sys.modules)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, PACKAGE, "check", good], capture_output=True, text=True, check=True
+    )
+    assert not {"shutil", "datetime", "typing", "pathlib", "dataclasses", "logging"} & set(ran.stdout.split())

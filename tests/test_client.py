@@ -237,9 +237,11 @@ def test_load_looks_at_no_times(place: Path) -> None:
 def test_malformed_names_are_the_callers_mistake_at_once(place: Path) -> None:
     # Not the token's: said before it is there, and not after a wait for it.
     for checks in ({"principal": "etl"}, {"services": ["HTTP/web"]}, {"services": WEB}):
-        with pytest.raises(ValueError, match="is not of the form"):
+        one = checks.get("services") == WEB  # a text, and not a list of them
+        words = "is a list of principals" if one else "is not of the form"
+        with pytest.raises(ValueError, match=words):
             krbrefresh.validate(place / "absent", **checks)
-        with pytest.raises(ValueError, match="is not of the form"):
+        with pytest.raises(ValueError, match=words):
             krbrefresh.wait(place / "absent", timeout=30, **checks)
 
 

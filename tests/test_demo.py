@@ -161,7 +161,9 @@ def test_on_a_terminal_it_redraws_a_block_until_ctrl_c(place: Path, plays: list[
     terminal, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, b"\x18\0\x50\0\0\0\0\0")  # 24 rows, 80 columns
     ends = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "text": False, "start_new_session": False}
-    plays.append(Play(place, command=["setsid", "--ctty"], env={"TERM": "xterm"}, **ends))
+    plays.append(
+        Play(place, command=["env", "--default-signal=INT", "setsid", "--ctty"], env={"TERM": "xterm"}, **ends)
+    )
     os.close(theirs)
     seen = Terminal(terminal)
     try:
@@ -220,7 +222,8 @@ set_up = it.set_up
 def careless(*arguments):
     scene = set_up(*arguments)
     os.chmod(os.path.dirname(scene.keytab), 0o755)
-    os.chmod(scene.keytab, 0o444)
+    os.chown(scene.keytab, -1, arguments[2].group)
+    os.chmod(scene.keytab, 0o440)  # for all the refresher would refuse it
     return scene
 it.set_up, story.LEAST_REFRESHES, story.LEAST_CONTEXTS = careless, 0, 1
 """

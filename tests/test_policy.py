@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import itertools
 import random
@@ -13,13 +14,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from krbrefresh.ccache import Principal
 from krbrefresh.errors import LOOK_AGAIN, REFRESH_REASONS, REJECTED, TRANSIENT, RefreshError
 from krbrefresh.refresher import policy
+from krbrefresh.refresher.account import Account, NotAsked
+from krbrefresh.refresher.child import Exchanged
 from krbrefresh.refresher.credential import Credential
+from krbrefresh.refresher.files import identities
 from krbrefresh.refresher.policy import Share, Window
 from krbrefresh.refresher.settings import CredentialSettings
 from krbrefresh.token import Token, seal
-from tests.support import ccache_bytes, ticket
+from tests.support import ETL, ccache_bytes, ticket
 
 NOW = 1_800_000_000.0
 lives = st.floats(1, 90 * 86400)
@@ -131,15 +136,21 @@ def test_a_ticket_that_starts_in_the_past_is_reckoned_from_its_arrival() -> None
 
 
 def test_a_jump_of_the_clock_moves_what_waits_for_a_refusal_and_hurries_the_rest() -> None:
+    def jump(by: float) -> None:
+        life.clock_moved(by)
+        life.distrust(life.clock_lead + by)
+
     life = credential()
     life.succeeded(token_for(life, NOW, 36000), NOW)
-    life.clock_jumped(-86400)
+    jump(-86400)
     assert life.due(NOW - 86400)
+    assert life.fresh  # not by renewal, which would keep the offset
     life.failed(RefreshError("key_rejected", "x"), NOW)
-    life.clock_jumped(-86400)
+    jump(-86400)
     assert life.due_at == NOW - 86400 + 300
-    life.clock_jumped(7200)
+    jump(7200)
     assert life.due_at == NOW - 86400 + 7200 + 300
+    assert life.clock_lead == -2 * 86400 + 7200
 
 
 def test_what_looks_again_leaves_time_before_expiry_too() -> None:
@@ -156,7 +167,7 @@ def test_a_changed_file_is_noticed_once(tmp_path: Path, monkeypatch: pytest.Monk
         exchange_deadline=15.0,
         chance=random.random,
     )
-    changed = lambda: life.note_files(life.look_at_files())  # noqa: E731
+    changed = lambda: life.note_files(identities(life.paths))  # noqa: E731
     changed()
     assert changed() == []
     for path in (keytab, config):
@@ -221,19 +232,33 @@ def test_a_generation_only_grows_whatever_the_clock_does() -> None:
         life.succeeded(token_for(life, now, 3600), now)
         seen.append(life.generation)
     assert seen == [NOW, NOW + 1, NOW + 2, NOW + 3, NOW + 3600]
-    life.lost()
+    life.lost(NOW)
     assert life.next_generation(NOW, 0) == NOW + 3601
     assert life.next_generation(NOW, int(NOW) + 9000) == NOW + 9001  # somebody else has published since
 
 
-def test_rejections_are_forgotten_after_a_success_or_a_new_keytab_and_not_before() -> None:
+def test_a_token_that_vanishes_while_the_tries_fail_does_not_put_off_the_next_one() -> None:
+    life = credential()
+    for _ in range(4):
+        life.succeeded(token_for(life, NOW, 3600), NOW)
+        life.lost(NOW)
+    assert life.due_at == NOW + 8
+    life.failed(RefreshError("publish_failed", "x"), NOW)
+    assert life.due_at == NOW + 1
+    life.succeeded(token_for(life, NOW, 3600), NOW)
+    life.failed(RefreshError("publish_failed", "x"), NOW)
+    life.lost(NOW)
+    assert life.due_at == NOW + 1
+
+
+def test_rejections_are_forgotten_after_a_success_or_on_request_and_not_before() -> None:
     life = credential()
     for reason in ("key_rejected", "kdc_unreachable", "client_revoked"):
         life.failed(RefreshError(reason, "x"), NOW)
     assert (life.failures, life.rejections, life.due_at) == (3, 2, NOW + 600)
     life.hurry()  # a clock that jumped, a volume that was emptied
     assert not life.due(NOW)
-    life.start_over()  # a new keytab
+    life.start_over()  # USR1
     assert life.due(NOW)
     life.failed(RefreshError("key_rejected", "x"), NOW)
     assert life.due_at == NOW + 300
@@ -241,16 +266,94 @@ def test_rejections_are_forgotten_after_a_success_or_a_new_keytab_and_not_before
     assert (life.failures, life.rejections, life.error) == (0, 0, None)
 
 
+def test_a_keytab_that_is_rewritten_again_and_again_does_not_lock_the_account() -> None:
+    life = credential()
+    now, attempts = NOW, [NOW]
+    life.failed(RefreshError("key_rejected", "x"), now)
+    while now < NOW + 1800:  # another file every ten seconds, with a key that is wrong
+        now += 10
+        life.keytab_changed(now, ["/k"])
+        if life.due(now):
+            attempts.append(now)
+            life.failed(RefreshError("key_rejected", "x"), now)
+    assert attempts == [NOW, NOW + 10, NOW + 20, NOW + 20 + 1200]
+    life.keytab_changed(now + 1800, ["/k"])  # much later it is tried at once
+    assert life.due(now + 1800)
+    life.failed(RefreshError("kdc_unreachable", "x"), now + 1800)  # and that is no refusal
+    assert life.due_at <= now + 1860
+    life.failed(RefreshError("key_rejected", "x"), now + 1900)
+    assert life.due_at == now + 1900 + 3600
+    life.succeeded(token_for(life, now, 36000), now + 2000)
+    life.failed(RefreshError("key_rejected", "x"), now + 2000)
+    assert life.due_at == now + 2000 + 300
+
+
+def test_a_keytab_that_is_mended_in_several_steps_is_tried_at_each_of_them() -> None:
+    life = credential()
+    life.failed(RefreshError("key_rejected", "x"), NOW)
+    for now, reason in enumerate(("keytab_missing", "keytab_unreadable", "key_rejected", "keytab_missing"), int(NOW)):
+        life.keytab_changed(now, ["/k"])
+        assert life.due(now), reason
+        life.failed(RefreshError(reason, "x"), now)
+    life.keytab_changed(NOW + 9, ["/k"])  # the right one: one that was refused came between
+    assert life.due(NOW + 9)
+
+
+def test_another_keytab_says_nothing_of_the_armours() -> None:
+    async def play() -> None:
+        account, armour = Account(), Account(armour=True)
+        settings = CredentialSettings(principal=str(ETL), keytab="/k", ccache="/c", fast_keytab="/f")
+        life = Credential(settings, exchange_deadline=15.0, account=account, armour=armour)
+        told = RefreshError("key_rejected", "x")
+        for mine in (account, armour):
+            mine.refused(Exchanged(error=told, armour=mine is armour), 300)
+
+        async def ask() -> Exchanged:
+            return Exchanged(ccache=b"x", method="keytab")
+
+        life.keytab_changed(NOW, ["/k"])
+        assert await account.ask(ask, 15)
+        with pytest.raises(NotAsked):
+            await armour.ask(ask, 15)
+        life.keytab_changed(NOW, ["/f"])
+        assert await armour.ask(ask, 15)
+
+    asyncio.run(play())
+
+
 def test_only_a_token_of_ours_outside_its_window_is_adopted() -> None:
     life = credential()
     good = token_for(life, NOW, 3600)
-    assert credential().adopt(good, NOW + 1)
-    assert not credential().adopt(good, NOW + 2500)  # in its window
-    assert not credential().adopt(good, NOW + 4000)  # over
-    assert not credential(lifetime=7200.0).adopt(good, NOW + 1)  # made with other settings
-    assert not credential().adopt(Token.parse(ccache_bytes(ticket())), NOW + 1)  # kinit's
+    assert credential().found(good, (1,), NOW + 1)
+    kinits = Token.parse(ccache_bytes(ticket(authtime=int(NOW), endtime=int(NOW) + 3600)))
     other = Credential(CredentialSettings(principal="x@EXAMPLE.COM", keytab="/k", ccache="/c"), exchange_deadline=15.0)
-    assert not other.adopt(good, NOW + 1)
+    for life, token, later, state in (
+        (credential(), good, 2500, "valid"),  # in its window
+        (credential(), good, 4000, "expired"),
+        (credential(lifetime=7200.0), good, 1, "valid"),  # made with other settings
+        (credential(), kinits, 1, "valid"),
+        (other, good, 1, "starting"),
+    ):
+        assert not life.found(token, (1,), NOW + later)
+        assert (life.due(NOW + later), life.state(NOW + later)) == (True, state)  # workers live on it meanwhile
+    assert not credential().found(good, (1,), NOW + 1, looks_right=False)
+
+
+def test_where_the_kdc_may_canonicalize_a_token_is_ours_by_its_name_or_by_its_settings() -> None:
+    life = credential(canonicalize=True)
+    other = ticket(Principal.parse("other@EXAMPLE.COM"), authtime=int(NOW), endtime=int(NOW) + 3600)
+    body = ccache_bytes(other, principal=other.client)
+
+    def made_with(fingerprint: str) -> Token:
+        sealed = seal(body, generation=1, issued_at=1, window_opens_at=1, refresher="test", settings=fingerprint)
+        return Token.parse(sealed)
+
+    assert not life.is_ours(Token.parse(body))  # kinit's, for somebody else
+    assert not life.is_ours(made_with(credential().settings.fingerprint))
+    assert life.is_ours(made_with(life.settings.fingerprint))
+    assert life.is_ours(Token.parse(ccache_bytes(ticket())))
+    assert not life.found(Token.parse(body), (1,), NOW + 1)
+    assert life.state(NOW + 1) == "starting"
 
 
 def test_a_principal_without_a_realm_owns_a_token_of_any_realm() -> None:

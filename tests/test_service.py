@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import logging
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -22,16 +24,24 @@ from typing import Any
 import pytest
 
 import krbrefresh
-from krbrefresh.refresher import credential, log, policy, settings
+from krbrefresh import ccache
+from krbrefresh.errors import UnreadableError
+from krbrefresh.refresher import files, log, looks, policy, settings
+from krbrefresh.refresher.child import Exchanged
+from krbrefresh.refresher.lock import LOCK_NAME
 from krbrefresh.refresher.service import Service
+from krbrefresh.token import seal
 from tests.processes import (
     GROUP,
+    QUIET,
     REFRESHER,
     STRANGER,
     WORKER,
     Runner,
     children_of,
+    end,
     faked_clock,
+    krbrefresh_command,
     refresher,
     toml,
 )
@@ -85,19 +95,6 @@ def stuck_pipe() -> Iterator[int]:
         os.close(write)
 
 
-def krbrefresh_command(
-    command: str, runner: Runner, realm: Realm, config: Path | None = None, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    """What `krbrefresh run` or `once` comes to, where it ends by itself."""
-    return subprocess.run(
-        [runner.python, "-m", "krbrefresh", command, *(["--config", str(config)] if config else [])],
-        env={**runner.env, **realm.env, **environ},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 once = functools.partial(krbrefresh_command, "once")
 
 
@@ -140,7 +137,7 @@ def test_once_for_several_credentials_one_of_which_fails(runner: Runner, realm: 
     assert outcome == {"etl": "published", "reports": "published", "lost": "principal_not_in_keytab"}
     for name in ("etl", "reports"):
         assert krbrefresh.validate(place / name / "krb5cc").principal == realm.principal(name)
-    assert os.listdir(place / "lost") == []
+    assert os.listdir(place / "lost") == [LOCK_NAME]
 
 
 @pytest.mark.parametrize(
@@ -215,9 +212,8 @@ def test_generations_only_grow_over_restarts_and_over_an_emptied_volume(
         generations.append(krbrefresh.load(path).generation)
     with refresher(runner, config, realm.env) as running:
         running.logged("adopted")  # outside its window: no exchange
-        path.unlink()
-        os.rmdir(path.parent)
         assert running.stop() < 1
+    shutil.rmtree(path.parent)
     # Without a trace of the last generation there is the clock alone; it has moved on by then, but in a test.
     eventually(lambda: time.time() > generations[-1] + 1, within=5)
     with refresher(runner, config, realm.env) as running:
@@ -234,9 +230,13 @@ def test_a_valid_token_is_adopted_and_no_kdc_is_asked(runner: Runner, realm: Rea
     assert once(runner, realm, config).returncode == 0
     before = (place / "token" / "krb5cc").read_bytes()
     asked = realm.log().count("adopted@")
+    left = place / ".krbrefresh-0123456789abcdef.tmp"  # by one that was killed while it made the directory
+    left.mkdir()
+    os.utime(left, (0, 0))
     with refresher(runner, config, realm.env) as running:
         running.logged("adopted")
         running.stop()
+    assert not left.exists()
     assert (place / "token" / "krb5cc").read_bytes() == before
     assert realm.log().count("adopted@") == asked
 
@@ -247,6 +247,7 @@ def played(
     """A scenario beside a running service in this process, whose looks come often and whose log is caught."""
     monkeypatch.setattr(policy, "IDLE_LOOK_EVERY", 0.1)
     monkeypatch.setattr(policy, "LOOK_EVERY", 0.1)
+    monkeypatch.setattr(policy, "CLOCK_LOOK_EVERY", 0.1)
     logged = Logged()
     monkeypatch.setattr(log.logger, "handlers", [logged])
     monkeypatch.setattr(log.logger, "level", logging.INFO)
@@ -254,7 +255,7 @@ def played(
     logged.shift = shift
 
     async def both() -> None:
-        service = Service(settings.load(str(config), {}), clock=lambda: time.time() + shift[0])
+        service = Service(settings.load(str(config), QUIET), clock=lambda: time.time() + shift[0])
         running = asyncio.create_task(service.run())
         try:
             await scenario(service, logged)
@@ -294,8 +295,7 @@ def test_a_token_directory_that_vanishes_is_made_again(
 ) -> None:
     async def scenario(service: Service, logged: Logged) -> None:
         (first,) = await logged.wait("published")
-        (place / "token" / "krb5cc").unlink()
-        (place / "token").rmdir()
+        shutil.rmtree(place / "token")
         await logged.wait("token_vanished")
         _, second = await logged.wait("published", 2)
         assert second["generation"] > first["generation"]
@@ -322,6 +322,30 @@ def test_a_clock_that_jumps_is_noticed_and_every_token_refreshed_once(
         assert len(logged.named("clock_jumped")) == 1
 
     played(configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl")), monkeypatch, scenario)
+
+
+@pytest.mark.usefixtures("krb5_env")
+@pytest.mark.parametrize("jump", [-3600.0, 3600.0, 864000.0])
+def test_a_clock_that_jumps_cuts_no_wait_short_that_a_refusal_asked_for(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch, jump: float
+) -> None:
+    keytab = realm.keytab(place / "k", "jumper")
+    realm.kadmin(f"cpw -randkey {realm.principal('jumper')}")
+
+    async def scenario(service: Service, logged: Logged) -> None:
+        (failed,) = await logged.wait("refresh_failed")
+        assert failed["reason"] == "key_rejected"
+        (credential,) = service._credentials
+        due_in = credential.due_at - service._clock()
+        assert 290 < due_in <= 300
+        logged.shift[0] = jump
+        await logged.wait("clock_jumped")
+        await asyncio.sleep(0.5)  # five looks at the files, and at the clock
+        assert credential.tries == 1
+        assert credential.due_at - service._clock() == pytest.approx(due_in, abs=2)
+        assert len(logged.named("clock_jumped")) == 1
+
+    played(configured(place, realm.principal("jumper"), keytab), monkeypatch, scenario)
 
 
 @pytest.mark.usefixtures("krb5_env")
@@ -362,7 +386,7 @@ def test_a_token_that_the_workers_reader_would_not_take_is_not_published(
         (failed,) = await logged.wait("refresh_failed")
         assert (failed["reason"], "its manifest has" in failed["message"]) == ("internal", True)
         assert not logged.named("published")
-        assert os.listdir(place / "token") == []
+        assert os.listdir(place / "token") == [LOCK_NAME]
 
     config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
     load = settings.load
@@ -384,29 +408,60 @@ def test_a_file_system_that_hangs_holds_its_own_credential_alone(
         (place / f"hung{index}").mkdir()
         section = {"principal": "x@Y", "keytab": f"{place}/hung{index}/k", "ccache": f"{place}/h{index}/krb5cc"}
         config.write_text(config.read_text() + toml(**{f"credentials__h{index}": section}))
-    identity, hang = credential._identity, threading.Event()
+    identities, hang = looks.identities, threading.Event()
 
-    def hangs(path: str) -> credential.Identity:
-        if "/hung" in path and started:
+    def hangs(paths: list[str]) -> files.Files:
+        if "/hung" in paths[0] and started:
             hang.wait(30)
-        return identity(path)
+        return identities(paths)
 
     started: list[bool] = []
 
     async def scenario(service: Service, logged: Logged) -> None:
         await logged.wait("published")
         started.append(True)
-        for each in service._credentials:
-            each.due_at = 0.0
-        service._wake.set()
-        await logged.wait("published", 3, within=15)
+        service._refresh_all()
+        service._hear()
+        await logged.wait("published", 3, within=30)
         hang.set()
 
-    monkeypatch.setattr(credential, "_identity", hangs)
+    monkeypatch.setattr(looks, "identities", hangs)
     try:
         played(config, monkeypatch, scenario)
     finally:
         hang.set()
+
+
+@pytest.mark.usefixtures("krb5_env")
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE, errno.ENOTDIR])
+def test_a_token_that_cannot_be_looked_at_has_not_vanished(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    identity, looked = looks.identity, 0
+    path = str(place / "token" / "krb5cc")
+
+    def cannot(asked: str) -> files.Identity:
+        nonlocal looked
+        looked += asked == path
+        return (code,) if asked == path else identity(asked)
+
+    def load(_: str) -> Any:
+        raise UnreadableError("no")
+
+    async def scenario(service: Service, logged: Logged) -> None:
+        await logged.wait("published")
+        monkeypatch.setattr(looks, "load", load)
+        monkeypatch.setattr(looks, "identity", cannot)
+        service._hear()
+        if code == errno.ENOTDIR:
+            await logged.wait("token_vanished")
+            return
+        while looked < 3:
+            await asyncio.sleep(0.01)
+        assert not logged.named("token_vanished")
+        assert not logged.named("token_replaced")
+
+    played(configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl")), monkeypatch, scenario)
 
 
 @pytest.mark.usefixtures("krb5_env")
@@ -422,9 +477,9 @@ def test_a_keytab_that_changes_during_an_exchange_is_tried_after_it(
     async def scenario(service: Service, logged: Logged) -> None:
         exchange = service._exchanger.exchange
 
-        async def slow(*arguments: Any) -> bytes:
+        async def slow(*arguments: Any, **named: Any) -> Exchanged:
             try:
-                return await exchange(*arguments)
+                return await exchange(*arguments, **named)
             finally:
                 if keytab.read_bytes() == stale:
                     keytab.write_bytes(good)
@@ -474,11 +529,15 @@ def test_a_generation_exceeds_what_somebody_else_has_published_meanwhile(
     path = place / "token" / "krb5cc"
     with refresher(runner, config, realm.env) as running:
         running.logged("published")
-        assert once(runner, realm, config, **faked_clock("+1d")).returncode == 0
-        ahead = krbrefresh.load(path).generation or 0
-        assert ahead > time.time() + 80000
-        (place / "k").touch()  # a changed keytab: a refresh at the next look, within 30 seconds
-        running.logged("published", count=2, within=40)
+        # A refresher on another machine, where the lock is not seen, and whose clock is a day ahead.
+        ahead = int(time.time()) + 86400
+        body = path.read_bytes()
+        body = body[: ccache.parse(body).credentials[-1].span[0]]
+        sealed = seal(body, generation=ahead, issued_at=ahead, window_opens_at=ahead, refresher="x", settings="x")
+        (place / "token" / "new").write_bytes(sealed)
+        (place / "token" / "new").rename(path)
+        running.logged("token_replaced")
+        running.logged("published", count=2)
         assert krbrefresh.load(path).generation == ahead + 1
 
 
@@ -504,6 +563,7 @@ def test_run_says_what_is_wrong_stays_and_publishes_once_it_is_put_right(
         realm.keytab(keytab, "other")
     elif fault == "keytab_invalid":
         keytab.write_text("garbage")
+        keytab.chmod(0o400)
     elif fault == "key_rejected":
         good.rename(keytab)
         realm.kadmin(f"cpw -randkey {principal}")
@@ -582,8 +642,8 @@ def test_term_ends_it_within_a_second_though_nobody_reads_its_log(runner: Runner
         eventually(path.exists, within=10)
         first = path.read_bytes()
         eventually(lambda: path.read_bytes() != first, within=10, what="a refresh, though the log is stuck")
-        process.terminate()
-        assert process.wait(1.5) == 0
+        assert end(process) < 1
+        assert process.returncode == 0
 
 
 @pytest.mark.parametrize("where", ["look", "publish"])
@@ -593,7 +653,7 @@ def test_term_ends_it_within_a_second_though_a_file_system_hangs(
     """A look at the keytab, or a publication, that never returns: in a thread, it holds nothing but itself."""
     config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
     patch = {
-        "look": "policy.IDLE_LOOK_EVERY = 0.1; service._look_at_files = hang",
+        "look": "policy.IDLE_LOOK_EVERY = 0.1; service.see = hang",
         "publish": "service.publish.publish = hang",
     }[where]
     script = (
@@ -614,8 +674,8 @@ def test_term_ends_it_within_a_second_though_a_file_system_hangs(
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "hanging\n"
-        process.terminate()
-        assert process.wait(1.5) == 0
+        assert end(process) < 1
+        assert process.returncode == 0
     finally:
         process.kill()
         process.wait()
@@ -651,12 +711,12 @@ def test_sigkill_of_the_refresher_in_a_publication(runner: Runner, realm: Realm,
         capture_output=True,
     )  # fmt: skip
     assert killed.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL), killed.stderr
-    leftovers = [name for name in os.listdir(path.parent) if name != "krb5cc"]
+    leftovers = [name for name in os.listdir(path.parent) if name not in ("krb5cc", LOCK_NAME)]
     if path.read_bytes() == before:
         assert len(leftovers) == 1
     assert krbrefresh.validate(path)
     assert once(runner, realm, config).returncode == 0
-    assert os.listdir(path.parent) == ["krb5cc"]
+    assert sorted(os.listdir(path.parent)) == [LOCK_NAME, "krb5cc"]
     assert path.read_bytes() != before
 
 
@@ -712,7 +772,7 @@ def watch(runner: Runner, path: Path, seconds: float, **environ: str) -> list[st
 
 
 @pytest.mark.root
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_20_second_tickets_watched_for_75_seconds(
     runner: Runner, realm: Realm, shared: Path, record_property: pytest.RecordProperty
@@ -743,7 +803,7 @@ def test_a_clock_that_is_two_hours_off(runner: Runner, realm: Realm, shared: Pat
         running.logged("published")
         _, samples, bad, ordered, generations, examples = watch(runner, path, 20, **clock)
         assert (bad, ordered) == ("0", "True"), (samples, examples, running.text)
-        assert int(generations) >= 4
+        assert int(generations) >= 3  # four or five on a machine that is not starved
         assert running.reasons() == []
         offset = -7200 if shift == "+2h" else 7200
         assert abs(krbrefresh.load(path).offset - offset) <= 2

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.containers.stack import IMAGES, Stack, docker
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tests/containers" in str(item.path):
+            item.add_marker(pytest.mark.containers)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def engine() -> None:
+    """A Docker engine that answers and has the images; tools/setup-containers sees to both."""
+    try:
+        ran = subprocess.run(["docker", "image", "inspect", *IMAGES], capture_output=True, text=True, timeout=60)
+        missing = ran.stderr.strip() if ran.returncode else ""
+    except FileNotFoundError:
+        missing = "docker is not installed here"
+    if missing:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"make test-containers sees to it: {missing}")
+    assert json.loads(ran.stdout)
+
+
+@pytest.fixture(scope="module")
+def stack(engine: None) -> Iterator[Stack]:
+    """The demo, up, and its worker at work; shared by the tests of a module, each of which leaves it well."""
+    running = Stack()
+    try:
+        running.up()
+        running.next_query()
+        yield running
+    finally:
+        running.down()
+
+
+@pytest.fixture
+def well(stack: Stack) -> None:
+    """The shared stack, well again, whatever the last test left."""
+    for service in ("kdc", "refresher", "db", "worker"):
+        for each in stack.containers(service):
+            docker("unpause", each.identity, check=False)
+            docker("start", each.identity, check=False)
+    stack.next_query(lambda query: query.left > 5)

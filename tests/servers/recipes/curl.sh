@@ -1,0 +1,1 @@
+krbrefresh exec -- curl --fail --silent --show-error --negotiate --user : "$URL"
