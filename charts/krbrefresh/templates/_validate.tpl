@@ -37,7 +37,8 @@
 {{- if ne (dir .keytab) (clean $directory) -}}
 {{- fail (printf "krbrefresh: credential %q: its keytab %s is not where its Secret is mounted, %s; give the file's name alone, which is the key in the Secret" .name .keytab $directory) -}}
 {{- end -}}
-{{- $settings := merge dict .settings $values.settings.kerberos -}}
+{{- $settings := deepCopy $values.settings.kerberos -}}
+{{- range $key, $value := .settings -}}{{- $_ := set $settings $key $value -}}{{- end -}}
 {{- if eq (toString $settings.include_tgt) "false" -}}
 {{- if eq (toString $settings.method) "renew" -}}
 {{- fail (printf "krbrefresh: credential %q: without the TGT (include_tgt: false) there is nothing to renew; take method: keytab" .name) -}}
@@ -149,6 +150,8 @@
 {{- if has (clean $path) (list "/" "." "/bin" "/dev" "/etc" "/home" "/lib" "/opt" "/proc" "/root" "/run" "/run/secrets" "/sbin" "/sys" "/tmp" "/usr" "/usr/bin" "/usr/local" "/var" "/var/run" "/var/run/secrets") -}}
 {{- fail (printf "krbrefresh: %s: a whole directory is mounted, so that what is rotated arrives, and %s is one that cannot be replaced; put a directory of its own in between, like /run/secrets/keytab/kerberos.keytab or /etc/krb5/krb5.conf" $what $path) -}}
 {{- end -}}
+{{- end -}}
+{{- range $what, $path := $mounts -}}
 {{- range $other, $outer := $mounts -}}
 {{- if and (ne $what $other) (hasPrefix (printf "%s/" (clean $outer)) (printf "%s/" (clean $path))) -}}
 {{- fail (printf "krbrefresh: %s (%s) and %s (%s) are mounted in one place, or one in the other; give each a directory of its own" $what $path $other $outer) -}}
