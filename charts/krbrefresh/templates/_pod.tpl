@@ -413,10 +413,7 @@ exit "$status"
 {{- include "krbrefresh.find" (list $box .) -}}
 {{- with $box.chart -}}
 {{- if .Values.enabled -}}
-{{- include "krbrefresh.selector" . -}}
-{{- with .Values.podLabels }}
-{{ toYaml . }}
-{{- end -}}
+{{- toYaml (merge (include "krbrefresh.selector" . | fromYaml) .Values.podLabels) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
