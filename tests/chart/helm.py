@@ -1,4 +1,4 @@
-"""The real Helm: what the chart renders, or in which words it refuses."""
+"""The real Helm, which tools/setup-chart has compiled: what a chart renders, or in which words it refuses."""
 
 from __future__ import annotations
 
@@ -13,14 +13,28 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts" / "krbrefresh"
-HELM = ROOT / ".venv" / "helm" / "bin" / "helm"  # tools/setup-chart makes it
+HELM = ROOT / ".venv" / "helm" / "bin" / "helm"
 KUBERNETES = "1.31.0"
 
 Values = dict[str, Any]
 
 
 class RefusedError(Exception):
-    """Helm renders nothing; the message is what it says."""
+    """Helm does nothing; the message is what it says."""
+
+
+def helm(*arguments: str | Path, stdin: str | None = None) -> str:
+    """What it prints. It sees no cluster, no repository and no plugin of the machine's. Raises RefusedError."""
+    if not HELM.exists():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("make test-chart installs Helm")
+    with tempfile.TemporaryDirectory(prefix="krbrefresh-helm-") as home:
+        environment = {"PATH": os.environ["PATH"], "HOME": home, "KUBECONFIG": "/nonexistent/kubeconfig"}
+        ran = subprocess.run(
+            [HELM, *arguments], input=stdin, env=environment, capture_output=True, text=True, timeout=120
+        )
+    if ran.returncode:
+        raise RefusedError(ran.stderr + ran.stdout)
+    return ran.stdout
 
 
 def template(
@@ -31,14 +45,11 @@ def template(
     chart: Path = CHART,
     options: tuple[str, ...] = (),
 ) -> str:
-    """What `helm template` prints. Raises RefusedError."""
-    if not HELM.exists():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("make test-chart installs Helm")
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:  # JSON is YAML
-        json.dump(values, file)
-        file.flush()
-        command = [HELM, "template", release, chart, "--values", file.name, "--kube-version", kube_version, *options]
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    if ran.returncode:
-        raise RefusedError(ran.stderr)
-    return ran.stdout
+    """The YAML of all documents, as `helm install` would send them to a cluster of that version."""
+    stdin = json.dumps(values)  # JSON is YAML
+    return helm("template", release, chart, "--values", "-", "--kube-version", kube_version, *options, stdin=stdin)
+
+
+def lint(values: Values, *, kube_version: str = KUBERNETES, chart: Path = CHART) -> str:
+    """Warnings are errors. Raises RefusedError."""
+    return helm("lint", "--strict", chart, "--values", "-", "--kube-version", kube_version, stdin=json.dumps(values))
