@@ -60,13 +60,16 @@ dict of either and options: (dict "root" . "credential" "reports").
 {{- include "krbrefresh.fit" (list (.Values.nameOverride | default .Chart.Name) "" 24) -}}
 {{- end -}}
 
-{{/* Not cut yet: each object's name is, with its suffix. */}}
+{{/*
+Not cut yet: each object's name is, with its suffix. The release's name alone would do wherever it contains the chart's;
+but then the releases etl and etl-krbrefresh would have one name.
+*/}}
 {{- define "krbrefresh.wholeName" -}}
 {{- if .Values.fullnameOverride -}}
 {{- .Values.fullnameOverride -}}
 {{- else -}}
 {{- $name := .Values.nameOverride | default .Chart.Name -}}
-{{- if contains $name .Release.Name -}}{{- .Release.Name -}}{{- else -}}{{- .Release.Name }}-{{ $name -}}{{- end -}}
+{{- if eq $name .Release.Name -}}{{- $name -}}{{- else -}}{{- .Release.Name }}-{{ $name -}}{{- end -}}
 {{- end -}}
 {{- end -}}
 
