@@ -1,8 +1,8 @@
-.PHONY: help demo test test-long test-servers test-frameworks test-containers fuzz lint types docs lock clean setup
+.PHONY: help demo test test-long test-servers test-frameworks test-chart test-containers fuzz lint types docs lock clean setup
 
 SECONDS = 60
 # Those that need more than a KDC on this machine.
-ELSEWHERE = frameworks or servers or containers
+ELSEWHERE = frameworks or servers or containers or chart
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ test-servers: setup ## the recipes of docs/recipes.md, against real servers: Pos
 test-frameworks: setup ## the hooks, in the real frameworks: Celery with Redis, gunicorn, Dask, Ray, Airflow
 	@tools/setup-frameworks
 	@.venv/bin/python -m pytest -m frameworks tests/frameworks $(ARGS)
+
+test-chart: setup ## the Helm chart, by the real Helm: its templates over values and versions of Kubernetes
+	@tools/setup-chart
+	@.venv/bin/python -m pytest -m chart tests/chart $(ARGS)
 
 test-containers: setup ## in real containers: builds the images, starts the demo, breaks it; needs a Docker engine, or root
 	@tools/test-containers $(ARGS)

@@ -1,7 +1,7 @@
 """Kubernetes manifests as values: YAML that is read, and judged by the published schemas.
 
-Neither YAML nor the schemas are in the development environment: `tools/setup-manifests` puts them into one of their own,
-where `tests/manifests_judge.py` runs, one process for all that is asked.
+Neither YAML nor the schemas are in the development environment: `tools/setup-manifests` puts them into one of their
+own, where `tests/manifests_judge.py` runs, one process for all that is asked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ JUDGE = Path(__file__).with_name("manifests_judge.py")
 Mapping = dict[str, Any]
 
 
-class NotYaml(ValueError):
+class NotYamlError(ValueError):
     """What a YAML reader has to say."""
 
 
@@ -56,7 +56,8 @@ class Judge:
         )
 
     def _ask(self, request: Mapping) -> Any:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         with self._turn:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -72,7 +73,7 @@ class Judge:
         """All documents but empty ones. A key that is there twice is an error, as it is for Kubernetes."""
         answer = self._ask({"ask": "load", "text": text})
         if "error" in answer:
-            raise NotYaml(answer["error"])
+            raise NotYamlError(answer["error"])
         return answer["documents"]  # type: ignore[no-any-return]
 
     def faults(self, documents: Sequence[Mapping], versions: Sequence[str]) -> list[Fault]:
@@ -81,7 +82,8 @@ class Judge:
         return [Fault(*each) for each in answer]
 
     def close(self) -> None:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         self._process.stdin.close()
         self._process.wait(timeout=10)
         self._process.stdout.close()

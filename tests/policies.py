@@ -77,9 +77,7 @@ class Pod:
     @property
     def token_volumes(self) -> set[str]:
         """What a refresher writes to."""
-        return {
-            mount["name"] for each in self.refreshers for mount in mounts(each) if not mount.get("readOnly", False)
-        }
+        return {mount["name"] for each in self.refreshers for mount in mounts(each) if not mount.get("readOnly", False)}
 
     @property
     def private_volumes(self) -> set[str]:
@@ -110,10 +108,7 @@ class Rendering:
     def private_secrets(self) -> set[str]:
         """Secrets that a refresher has, and those that are said to be private."""
         mounted = {
-            name
-            for pod in self.pods
-            for volume in pod.private_volumes
-            for name in volume_secrets(pod.volumes[volume])
+            name for pod in self.pods for volume in pod.private_volumes for name in volume_secrets(pod.volumes[volume])
         }
         return mounted | set(self.private)
 
@@ -361,9 +356,7 @@ def workers_read_tokens_and_do_not_write(rendering: Rendering) -> Iterator[str]:
             for mount in mounts(container):
                 if mount["name"] in pod.token_volumes and mount.get("readOnly") is not True:
                     yield f"{where}: may write to {mount['name']}"
-        reading = [
-            each for each in pod.workers if pod.token_volumes & {mount["name"] for mount in mounts(each)}
-        ]
+        reading = [each for each in pod.workers if pod.token_volumes & {mount["name"] for mount in mounts(each)}]
         if pod.refreshers and not reading:
             yield f"{pod.owner}: no worker has a token"
 
@@ -528,7 +521,7 @@ def objects_are_there_once(rendering: Rendering) -> Iterator[str]:
 
 @policy
 def selectors_match_their_own_pods(rendering: Rendering) -> Iterator[str]:
-    """A workload's its template's labels and no other workload's; a monitor's or a network policy's at least one pod."""
+    """A workload's its own pods and no other's; a monitor's or a network policy's at least one pod."""
     labels = {pod.owner: pod.metadata.get("labels") for pod in rendering.pods}
     for document in rendering.documents:
         for selector in selectors(document):

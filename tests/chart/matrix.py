@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 REFRESHER = "registry.example.com/krbrefresh-refresher"
 WORKER = "registry.example.com/krbrefresh-worker"
 KEYTAB = "BQIAAABKAAEAC0VYQU1QTEUuQ09NAANldGwAAAABAAAAAAEAEgAgXl5eXl5eXl5eXl5eXl5eXg=="  # of no account
-PUBLIC_KEY = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n"
-CONF = "[libdefaults]\n    default_realm = {{ .Values.principal | splitList \"@\" | last }}\n"
+PUBLIC_KEY = """-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=
+-----END PUBLIC KEY-----
+"""
+CONF = '[libdefaults]\n    default_realm = {{ .Values.principal | splitList "@" | last }}\n'
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 OLDEST = "1.28"
 
@@ -138,7 +141,7 @@ OPTIONS: dict[str, Option] = {
     "all settings": Option(
         {
             "settings": {
-                "refresher": {"log_format": "json", "exchange_deadline": "20s", "name": "r \"1\" <&> ü"},
+                "refresher": {"log_format": "json", "exchange_deadline": "20s", "name": 'r "1" <&> ü'},
                 "kerberos": {
                     "mode": "0440",
                     "lifetime": "12h",
@@ -219,9 +222,7 @@ OPTIONS: dict[str, Option] = {
     "a release of the chart's name": Option({}, release="krbrefresh"),
     "a release that ends in a digit": Option({}, release="r2-2"),
     "several replicas": Option({"examples": {"deployment": {"replicas": 3, "command": ["/bin/worker", "--flag=a b"]}}}),
-    "no examples": Option(
-        {"examples": {key: {"enabled": False} for key in ("deployment", "job", "cronJob", "test")}}
-    ),
+    "no examples": Option({"examples": {key: {"enabled": False} for key in ("deployment", "job", "cronJob", "test")}}),
 }
 
 # Those that touch each other: they name the same objects, volumes, paths or probes.
@@ -284,6 +285,10 @@ class Combination:
     @property
     def options(self) -> list[Option]:
         return [OPTIONS[name] for name in self.names]
+
+    def of(self, release: str) -> Combination:
+        """The same, in another release."""
+        return replace(self, release=release)
 
     @property
     def refusal(self) -> str | None:

@@ -77,8 +77,9 @@ def render_all(combinations: Iterable[Combination], *, workers: int = 2) -> list
 
         found = list(stack.enter_context(ThreadPoolExecutor(workers)).map(one, combinations))
     for each in found:
-        COUNTS["combinations refused, in the expected words" if each.rendering is None else "combinations rendered"] += 1
+        COUNTS[
+            "combinations refused, in the expected words" if each.rendering is None else "combinations rendered"
+        ] += 1
         if each.rendering:
             COUNTS["manifests judged by the schemas of their version"] += len(each.rendering.documents)
     return found
-

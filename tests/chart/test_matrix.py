@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import collections
+import functools
+import json
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
+from krbrefresh.refresher import settings
+from tests.chart.helm import CHART, helm
 from tests.chart.matrix import OLDEST, OPTIONS, Combination, combination, combinations
 from tests.chart.rendering import COUNTS, Rendered, render, render_all
 from tests.manifests import Judge
-from tests.policies import POLICIES, Rendering, broken, collisions
+from tests.policies import POLICIES, Rendering, broken, collisions, environment, mounts, volume_config_maps
+from tests.test_alerts import ALERTS, DASHBOARD, promtool
 
 NATIVE_SINCE = "1.29"
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the whole matrix; a minute or so on a quiet machine
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +72,11 @@ def test_each_manifest_is_valid_by_the_schemas_of_its_version(matrix: list[Rende
 @pytest.mark.parametrize("name", sorted(POLICIES))
 def test_no_combination_breaks_a_policy(matrix: list[Rendered], name: str) -> None:
     problems = []
-    for combination, rendering in rendered(matrix):
+    for together, rendering in rendered(matrix):
         COUNTS["policy checks"] += 1
         found = broken(rendering, name)
-        if not any(name in option.waives for option in combination.options):
-            problems += [f"{combination}: {each}" for each in found]
+        if not any(name in option.waives for option in together.options):
+            problems += [f"{together}: {each}" for each in found]
     assert not problems, some(problems)
 
 
@@ -80,12 +88,12 @@ def test_what_an_option_is_said_to_break_it_breaks(matrix: list[Rendered]) -> No
 
 
 def test_each_option_has_the_objects_that_it_is_for(matrix: list[Rendered]) -> None:
-    for combination, rendering in rendered(matrix):
+    for together, rendering in rendered(matrix):
         kinds = collections.Counter(each["kind"] for each in rendering.documents)
-        for option in combination.options:
-            assert set(option.objects) <= set(kinds), str(combination)
-        wanted = {"ConfigMap"} if "no examples" in combination.names else {"Deployment", "Job", "CronJob", "Pod"}
-        assert wanted <= set(kinds), str(combination)
+        for option in together.options:
+            assert set(option.objects) <= set(kinds), str(together)
+        wanted = {"ConfigMap"} if "no examples" in together.names else {"Deployment", "Job", "CronJob", "Pod"}
+        assert wanted <= set(kinds), str(together)
 
 
 def test_every_option_makes_a_difference(matrix: list[Rendered]) -> None:
@@ -97,13 +105,89 @@ def test_every_option_makes_a_difference(matrix: list[Rendered]) -> None:
 
 
 def test_native_sidecars_are_used_where_there_are_any(matrix: list[Rendered]) -> None:
-    for combination, rendering in rendered(matrix):
-        old = combination.kubernetes == OLDEST
-        native = not old and "stop file" not in combination.names
+    for together, rendering in rendered(matrix):
+        old = together.kubernetes == OLDEST
+        native = not old and "stop file" not in together.names
         for pod in rendering.pods:
             if pod.kind in {"Deployment", "Job"}:
                 restarting = [each.get("restartPolicy") for each in pod.refreshers]
-                assert restarting == (["Always"] if native else [None, None]), f"{combination}: {pod.owner}"
+                assert restarting == (["Always"] if native else [None, None]), f"{together}: {pod.owner}"
+
+
+def test_the_refreshers_settings_fit_its_pods(matrix: list[Rendered], tmp_path: Path) -> None:
+    """By the refresher's own reader: what it opens is mounted, and a worker looks where a token is published."""
+    file = tmp_path / "krbrefresh.toml"
+
+    @functools.cache
+    def read(text: str) -> settings.Settings:
+        file.write_text(text)
+        return settings.load(str(file), {})
+
+    for together, rendering in rendered(matrix):
+        maps = {each["metadata"]["name"]: each["data"] for each in rendering.of("ConfigMap")}
+        for pod in rendering.pods:
+            where = f"{together}: {pod.owner}"
+            (text,) = {
+                maps[name]["krbrefresh.toml"]
+                for volume in pod.volumes.values()
+                for name in volume_config_maps(volume)
+                if "krbrefresh.toml" in maps.get(name, ())
+            }
+            credentials = read(text).credentials
+            for container in pod.refreshers:
+                paths = {mount["mountPath"]: mount["name"] for mount in mounts(container)}
+                assert paths["/etc/krbrefresh"], where
+                for each in credentials:
+                    for path in filter(None, (each.keytab, each.signing_key, each.fast_keytab)):
+                        assert paths.get(os.path.dirname(path)) in pod.private_volumes, f"{where}: {path}"
+                    token = os.path.dirname(os.path.dirname(each.ccache))
+                    assert paths.get(token) in pod.token_volumes, f"{where}: {each.ccache}"
+                    assert each.group == pod.spec["securityContext"]["fsGroup"], where
+            for container in pod.workers:
+                variables = environment(container)
+                looks = variables["KRBREFRESH_CCACHE"]
+                assert variables["KRB5CCNAME"] == f"FILE:{looks}", where
+                assert looks in {each.ccache for each in credentials}, where
+                paths = {mount["mountPath"]: mount["name"] for mount in mounts(container)}
+                assert paths.get(os.path.dirname(os.path.dirname(looks))) in pod.token_volumes, where
+        COUNTS["settings read by the refresher's own reader"] += 1
+
+
+def test_prometheus_takes_the_rules(matrix: list[Rendered], tmp_path: Path) -> None:
+    texts = {
+        json.dumps({"groups": rule["spec"]["groups"]})
+        for _, rendering in rendered(matrix)
+        for rule in rendering.of("PrometheusRule")
+    }
+    assert texts
+    for number, text in enumerate(sorted(texts)):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(text)
+        done = promtool("check", "rules", "--lint=all", "--lint-fatal", file)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{len(ALERTS)} rules found" in done.stdout
+        assert "https://wiki/x#" in text
+        assert "docs/operations.md" not in text
+
+
+def test_the_dashboard_is_the_one_in_monitoring(matrix: list[Rendered]) -> None:
+    found = [
+        json.loads(text)
+        for _, rendering in rendered(matrix)
+        for each in rendering.of("ConfigMap")
+        if "grafana_dashboard" in each["metadata"]["labels"]
+        for text in each["data"].values()
+    ]
+    assert found
+    assert all(each == DASHBOARD for each in found)
+
+
+def test_the_notes_tell_of_each_credential() -> None:
+    values = combination("1.37", "three credentials").values
+    said = helm("install", "etl", CHART, "--dry-run=client", "--values", "-", stdin=json.dumps(values))
+    notes = said.partition("NOTES:\n")[2]
+    for name in ("default: etl@", "reports: reports@", "dw: dw@"):
+        assert name in notes
 
 
 # --- two releases in one namespace ---
@@ -128,7 +212,7 @@ def test_two_releases_in_one_namespace_do_not_collide(judge: Judge, names: tuple
     together = combination(NATIVE_SINCE, *COLLIDING)
     two = []
     for name in names:
-        each = render(Combination(together.names, together.kubernetes, together.values, name), judge)
+        each = render(together.of(name), judge)
         assert each.rendering, each.refused
         assert not broken(each.rendering)
         two.append(each.rendering)

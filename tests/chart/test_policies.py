@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.manifests import REPOSITORY, Judge, NotYaml
+from tests.manifests import REPOSITORY, Judge, NotYamlError
 from tests.policies import POLICIES, Rendering, broken, collisions, pod_template
 
 Mapping = dict[str, Any]
@@ -512,7 +512,7 @@ def test_two_that_are_the_same_collide(documents: dict[str, Mapping]) -> None:
 
 
 def test_a_key_that_is_there_twice_is_no_yaml(judge: Judge) -> None:
-    with pytest.raises(NotYaml, match="'env' is there twice"):
+    with pytest.raises(NotYamlError, match="'env' is there twice"):
         judge.load("env: []\nname: worker\nenv: []\n")
 
 

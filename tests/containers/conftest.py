@@ -2,12 +2,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.containers.pods import Podman
 from tests.containers.stack import IMAGES, Stack, docker
+from tests.manifests import Judge, judging
+from tests.support import program
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,3 +57,25 @@ def well(stack: Stack) -> None:
             docker("unpause", each.identity, check=False)
             docker("start", each.identity, check=False)
     stack.next_query(lambda query: query.left > 5)
+
+
+@pytest.fixture(scope="session")
+def judge() -> Iterator[Judge]:
+    with judging() as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def podman(engine: None) -> Iterator[Podman]:
+    program("podman")
+    if os.geteuid() != 0:
+        pytest.skip("podman's store and the host's network are root's here")
+    directory = Path(tempfile.mkdtemp(prefix="krbrefresh-podman-"))
+    made = None
+    try:
+        made = Podman(directory)
+        yield made
+    finally:
+        if made:
+            made.close()
+        shutil.rmtree(directory, ignore_errors=True)

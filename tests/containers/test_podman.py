@@ -1,81 +1,23 @@
-"""Pods of docs/kubernetes/ for real, by `podman kube play`: the init container alone, and the sidecar with a stop file.
+"""Pods of docs/kubernetes/ for real: the init container alone, and the sidecar with a stop file.
 
-Podman is not a kubelet. What it does not know is put in its place: no fsGroup, so both containers have the group as
-their own; no Secret, so the keytab's directory is the host's; an emptyDir belongs to one container's user, where a
-kubelet's is everybody's; a probe needs curl. For a native sidecar it waits as for any init container: not tried here.
+tests/containers/pods.py says what stands in the place of what podman does not know.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.containers.stack import LONG, TOKENS, Stack, docker
+from tests.containers.pods import Podman, address, as_podman_can, playing
+from tests.containers.stack import LONG, Stack
 from tests.containers.test_manifests import load
-from tests.support import eventually, program
-
-CONF = """
-[containers]
-default_ulimits = ["nofile=20000:20000", "nproc=4096:4096"]
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-"""
-
-
-class Podman:
-    """Podman with a store of its own, and our images in it."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        (directory / "containers.conf").write_text(CONF)
-        self._env = {**os.environ, "CONTAINERS_CONF": str(directory / "containers.conf")}
-        self._base = ["podman", "--root", str(directory / "root"), "--runroot", str(directory / "run")]
-        (directory / "images.tar").touch()
-        docker("save", "-o", str(directory / "images.tar"), "krbrefresh-refresher", "krbrefresh-worker")
-        self("load", "-i", str(directory / "images.tar"))
-
-    def __call__(self, *arguments: str, check: bool = True) -> str:
-        ran = subprocess.run([*self._base, *arguments], env=self._env, capture_output=True, text=True, timeout=180)
-        assert not check or ran.returncode == 0, f"{arguments}: {ran.returncode}\n{ran.stdout}\n{ran.stderr}"
-        return ran.stdout + ran.stderr
-
-    def close(self) -> None:
-        self("pod", "rm", "-f", "-a", check=False)
-        self("rm", "-f", "-a", check=False)
-        self("rmi", "-f", "-a", check=False)
-        subprocess.run(["umount", str(self._directory / "root" / "overlay")], capture_output=True)
-
-    def exited(self, name: str) -> int | None:
-        """The exit status of a container that has ended."""
-        state = json.loads(self("inspect", name))[0]["State"]
-        return int(state["ExitCode"]) if state["Status"] == "exited" else None
-
-
-@pytest.fixture(scope="module")
-def podman(engine: None) -> Iterator[Podman]:
-    program("podman")
-    if os.geteuid() != 0:
-        pytest.skip("podman's store and the host's network are root's here")
-    directory = Path(tempfile.mkdtemp(prefix="krbrefresh-podman-"))
-    made = None
-    try:
-        made = Podman(directory)
-        yield made
-    finally:
-        if made:
-            made.close()
-        shutil.rmtree(directory, ignore_errors=True)
+from tests.manifests import Judge
+from tests.support import eventually
 
 
 @pytest.fixture(scope="module")
@@ -94,44 +36,25 @@ Change = Callable[[dict[str, Any]], None]
 
 
 @pytest.fixture
-def play(podman: Podman, realm: Stack, place: Path) -> Iterator[Callable[..., None]]:
+def play(podman: Podman, realm: Stack, place: Path, judge: Judge) -> Iterator[Callable[..., None]]:
     """Plays the pod of a manifest, after a change of its containers by name."""
-    file = place / "pod.yaml"
+    with ExitStack() as stack:
 
-    def start(name: str, change: Change = lambda _: None) -> None:
-        spec = load(name)["spec"]["template"]["spec"]
-        networks = realm.container("kdc").inspect()["NetworkSettings"]["Networks"]
-        (address,) = (each["IPAddress"] for each in networks.values())
-        conf = load("krb5-conf.yaml")
-        conf["data"]["krb5.conf"] = conf["data"]["krb5.conf"].replace("kdc.example.com", address)
-        spec["hostNetwork"] = True
-        named = {each["name"]: each for each in [*spec.get("initContainers", []), *spec["containers"]]}
-        for each in named.values():
-            each["image"] = "localhost/" + each["image"].rpartition("/")[2].partition(":")[0] + ":latest"
-            each["imagePullPolicy"] = "Never"
-            each["securityContext"]["runAsGroup"] = TOKENS
-            for key in ("ports", "livenessProbe", "readinessProbe", "startupProbe"):
-                each.pop(key, None)
-            for variable in each["env"]:
-                if variable["name"] == "KRBREFRESH__REFRESHER__LISTEN":
-                    variable["value"] = ""  # it is the host's network
-        for volume in spec["volumes"]:
-            if volume.pop("secret", None):
-                volume["hostPath"] = {"path": str(realm.keytabs), "type": "Directory"}
-            elif volume.pop("emptyDir", None):
-                directory = place / volume["name"]
-                directory.mkdir()
-                directory.chmod(0o777)
-                volume["hostPath"] = {"path": str(directory), "type": "Directory"}
-        change(named)
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "etl"}, "spec": spec}
-        file.write_text(json.dumps(conf) + "\n---\n" + json.dumps(pod))
-        podman("kube", "play", str(file))
+        def start(name: str, change: Change = lambda _: None) -> None:
+            spec = load(judge, name)["spec"]["template"]["spec"]
+            spec = as_podman_can(spec, realm.keytabs, place)
+            named = {each["name"]: each for each in [*spec["initContainers"], *spec["containers"]]}
+            for each in named.values():
+                for variable in each["env"]:
+                    if variable["name"] == "KRBREFRESH__REFRESHER__LISTEN":
+                        variable["value"] = ""  # it is the host's network
+            change(named)
+            conf = load(judge, "krb5-conf.yaml")
+            conf["data"]["krb5.conf"] = conf["data"]["krb5.conf"].replace("kdc.example.com", address(realm, "kdc"))
+            pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "etl"}, "spec": spec}
+            stack.enter_context(playing(podman, place / "pod.yaml", "etl", [conf, pod]))
 
-    try:
         yield start
-    finally:
-        podman("pod", "rm", "-f", "-a", check=False)
 
 
 def test_the_init_container_leaves_a_token_and_the_worker_uses_it(podman: Podman, play: Callable[..., None]) -> None:
