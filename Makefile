@@ -40,8 +40,10 @@ lint: setup ## ruff, lint and format
 types: setup ## mypy --strict
 	@.venv/bin/mypy
 
-docs: setup ## docs/settings.md from the settings' types
+docs: setup ## docs/settings.md from the settings' types, the chart's README from its values, its copies of monitoring/
 	@.venv/bin/python tools/settings_doc > docs/settings.md
+	@.venv/bin/python tools/chart_doc > charts/krbrefresh/README.md
+	@cp monitoring/alerts.yaml monitoring/dashboard.json charts/krbrefresh/files/
 
 lock: setup ## pin the newest versions of the development environment
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" tools/lock --upgrade
