@@ -12,6 +12,7 @@ import pytest
 
 from krbrefresh.demo.realm import throwaway_realm
 from krbrefresh.demo.staging import stage
+from tests.manifests import Judge, judging
 from tests.processes import QUIET, WORKER, Runner
 from tests.support import Realm
 
@@ -70,3 +71,10 @@ def runner() -> Iterator[Runner]:
         os.chmod(directory, 0o755)
         staging = stage(directory, WORKER, WORKER)
         yield Runner(staging.python, {**QUIET, **staging.environment})
+
+
+@pytest.fixture(scope="session")
+def judge() -> Iterator[Judge]:
+    """Reads YAML and knows Kubernetes' schemas."""
+    with judging() as process:
+        yield process

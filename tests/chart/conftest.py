@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
-
-from tests.manifests import Judge, judging
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -13,12 +9,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.chart)
             if not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(300))
-
-
-@pytest.fixture(scope="session")
-def judge() -> Iterator[Judge]:
-    with judging() as process:
-        yield process
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

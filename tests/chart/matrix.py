@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
-REFRESHER = "registry.example.com/krbrefresh-refresher"
-WORKER = "registry.example.com/krbrefresh-worker"
+from tests.chart.helm import Values
+from tests.chart.values import EXAMPLES, with_values
+
 KEYTAB = "BQIAAABKAAEAC0VYQU1QTEUuQ09NAANldGwAAAABAAAAAAEAEgAgXl5eXl5eXl5eXl5eXl5eXg=="  # of no account
 PUBLIC_KEY = """-----BEGIN PUBLIC KEY-----
 MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=
@@ -18,26 +18,12 @@ CONF = '[libdefaults]\n    default_realm = {{ .Values.principal | splitList "@" 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 OLDEST = "1.28"
 
-# What everybody has to say, and every example.
-BASE: dict[str, Any] = {
-    "image": {"repository": REFRESHER},
-    "principal": "etl@EXAMPLE.COM",
-    "keytab": {"existingSecret": "etl-keytab"},
-    "krb5Conf": {"existingConfigMap": "krb5-conf"},
-    "examples": {
-        "image": {"repository": WORKER},
-        "deployment": {"enabled": True},
-        "job": {"enabled": True},
-        "cronJob": {"enabled": True},
-    },
-}
-
 
 @dataclass(frozen=True)
 class Option:
     """A thing that a user may want."""
 
-    values: Mapping[str, Any]
+    values: Values
     private: tuple[str, ...] = ()  # Secrets that workers must not see
     key_material: tuple[str, ...] = ()
     release: str = "etl"
@@ -276,7 +262,7 @@ class Combination:
 
     names: tuple[str, ...]
     kubernetes: str
-    values: dict[str, Any] = field(compare=False)
+    values: Values = field(compare=False)
     release: str
 
     def __str__(self) -> str:
@@ -297,22 +283,10 @@ class Combination:
         return next((said for names, said in REFUSED.items() if names <= given), None)
 
 
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The later over the earlier, as Helm lays files of values over each other."""
-    result: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-                result[key] = merged(result[key], value)
-            else:
-                result[key] = merged(value) if isinstance(value, Mapping) else value
-    return result
-
-
 def combination(kubernetes: str, *names: str) -> Combination:
     options = [OPTIONS[name] for name in names]
     releases = {option.release for option in options} - {"etl"}
-    values = merged(BASE, *(option.values for option in options))
+    values = with_values(EXAMPLES, *(option.values for option in options))
     for key in ("extraVolumes", "extraVolumeMounts"):  # in a merge a list replaces another one
         if any(key in option.values for option in options):
             values[key] = [each for option in options for each in option.values.get(key, ())]

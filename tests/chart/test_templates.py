@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.chart.helm import CHART, RefusedError, Values, template
-from tests.chart.test_values import EXAMPLES, MINIMUM, with_values
+from tests.chart.values import EXAMPLES, MINIMUM, with_values
 
 POD = """\
 apiVersion: v1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import copy
 import re
 import textwrap
 from pathlib import Path
@@ -13,38 +12,9 @@ import pytest
 
 from krbrefresh.refresher import settings
 from tests.chart.helm import RefusedError, Values, template
+from tests.chart.values import EXAMPLES, MINIMUM, with_values
 
 KEYTAB = base64.b64encode(b"\x05\x02" + bytes(60)).decode()
-MINIMUM: Values = {
-    "image": {"repository": "registry.example.com/krbrefresh-refresher"},
-    "principal": "etl@EXAMPLE.COM",
-    "keytab": {"existingSecret": "etl-keytab"},
-    "krb5Conf": {"existingConfigMap": "krb5-conf"},
-}
-EXAMPLES: Values = {
-    "examples": {
-        "image": {"repository": "registry.example.com/krbrefresh-worker"},
-        "deployment": {"enabled": True},
-        "job": {"enabled": True},
-        "cronJob": {"enabled": True},
-    }
-}
-
-
-def with_values(*more: Values) -> Values:
-    """The least that a release needs, and more over it; None takes a value away."""
-
-    def put(into: Values, values: Values) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict) and isinstance(into.get(key), dict):
-                put(into[key], value)
-            else:
-                into[key] = copy.deepcopy(value)
-
-    values = copy.deepcopy(MINIMUM)
-    for each in more:
-        put(values, each)
-    return values
 
 
 def effective(values: Values, tmp_path: Path) -> settings.Settings:

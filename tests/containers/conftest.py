@@ -12,7 +12,6 @@ import pytest
 
 from tests.containers.pods import Podman
 from tests.containers.stack import IMAGES, Stack, docker
-from tests.manifests import Judge, judging
 from tests.support import program
 
 
@@ -57,12 +56,6 @@ def well(stack: Stack) -> None:
             docker("unpause", each.identity, check=False)
             docker("start", each.identity, check=False)
     stack.next_query(lambda query: query.left > 5)
-
-
-@pytest.fixture(scope="session")
-def judge() -> Iterator[Judge]:
-    with judging() as process:
-        yield process
 
 
 @pytest.fixture(scope="module")

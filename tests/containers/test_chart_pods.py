@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.chart.helm import template
+from tests.chart.values import with_values
 from tests.containers.pods import Podman, address, as_podman_can, playing
 from tests.containers.stack import LONG, Stack
 from tests.manifests import Judge
@@ -105,16 +106,16 @@ def play(podman: Podman, servers: Stack, place: Path, judge: Judge) -> Iterator[
     with ExitStack() as stack:
 
         def start(kind: str, example: dict[str, Any], *, kube_version: str = "1.37.0") -> None:
-            values = {
-                "image": {"repository": "registry.example.com/krbrefresh-refresher"},
-                "principal": "etl@EXAMPLE.COM",
-                "keytab": {"existingSecret": "etl-keytab"},
-                "keytabPath": "/run/secrets/keytab/etl.keytab",
-                "config": CONF % address(servers, "kdc"),
-                "listen": "",  # it is the host's network
-                "settings": {"kerberos": {"lifetime": "1h", "services": ["postgres/db.example.com@EXAMPLE.COM"]}},
-                "examples": {"image": {"repository": "registry.example.com/krbrefresh-demo-worker"}, **example},
-            }
+            values = with_values(
+                {
+                    "keytabPath": "/run/secrets/keytab/etl.keytab",
+                    "krb5Conf": {"existingConfigMap": ""},
+                    "config": CONF % address(servers, "kdc"),
+                    "listen": "",  # it is the host's network
+                    "settings": {"kerberos": {"lifetime": "1h", "services": ["postgres/db.example.com@EXAMPLE.COM"]}},
+                    "examples": {"image": {"repository": "registry.example.com/krbrefresh-demo-worker"}, **example},
+                }
+            )
             documents = judge.load(template(values, kube_version=kube_version))
             (workload,) = (each for each in documents if each["kind"] == kind)
             found = pod_template(workload)
