@@ -117,8 +117,13 @@ def as_podman_can(spec: Mapping[str, Any], keytabs: Path, place: Path) -> dict[s
 
 
 @contextmanager
-def playing(podman: Podman, file: Path, name: str, documents: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+def playing(podman: Podman, file: Path, name: str, documents: Sequence[dict[str, Any]]) -> Iterator[None]:
     """A pod that is played, with the ConfigMaps that it wants; gone afterwards."""
+    documents = copy.deepcopy(list(documents))
+    for each in documents:
+        if each["kind"] == "Pod":
+            # On a busy machine podman fails to remove an init container that has ended: keep it, and its log.
+            each["metadata"].setdefault("annotations", {})["io.podman.annotations.init.container.type"] = "always"
     file.write_text("\n---\n".join(map(json.dumps, documents)))
     try:
         podman("kube", "play", str(file))
