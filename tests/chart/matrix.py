@@ -77,7 +77,7 @@ OPTIONS: dict[str, Option] = {
         key_material=(KEYTAB,),
         objects=("Secret",),
     ),
-    "a template as a name": Option({"keytab": {"existingSecret": "{{ .Release.Name }}-keytab"}}),
+    "a template as a name": Option({"keytab": {"existingSecret": "{{ .Release.Name }}-kt"}}, private=("etl-kt",)),
     "krb5.conf in the values": Option({"krb5Conf": {"existingConfigMap": ""}, "config": CONF}),
     "krb5.conf of the images": Option({"krb5Conf": {"existingConfigMap": ""}, "configPath": ""}),
     "other paths": Option(
@@ -214,7 +214,6 @@ OPTIONS: dict[str, Option] = {
 # Those that touch each other: they name the same objects, volumes, paths or probes.
 TOUCHING = (
     "stop file",
-    "native",
     "three credentials",
     "a Secret for each credential",
     "keytabs in the values",

@@ -6,13 +6,14 @@ import collections
 import functools
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from krbrefresh.refresher import settings
-from tests.chart.helm import CHART, helm
+from tests.chart.helm import CHART, template
 from tests.chart.matrix import OLDEST, OPTIONS, Combination, combination, combinations
 from tests.chart.rendering import COUNTS, Rendered, render, render_all
 from tests.manifests import Judge
@@ -182,12 +183,18 @@ def test_the_dashboard_is_the_one_in_monitoring(matrix: list[Rendered]) -> None:
     assert all(each == DASHBOARD for each in found)
 
 
-def test_the_notes_tell_of_each_credential() -> None:
-    values = combination("1.37", "three credentials").values
-    said = helm("install", "etl", CHART, "--dry-run=client", "--values", "-", stdin=json.dumps(values))
-    notes = said.partition("NOTES:\n")[2]
-    for name in ("default: etl@", "reports: reports@", "dw: dw@"):
-        assert name in notes
+def test_the_notes_tell_of_each_credential(judge: Judge, tmp_path: Path) -> None:
+    """Without a cluster Helm renders them and does not print them: a template of the chart's does, in a copy."""
+    chart = tmp_path / "krbrefresh"
+    shutil.copytree(CHART, chart)
+    notes = 'data: {notes: {{ include (print $.Template.BasePath "/NOTES.txt") . | toJson }}}'
+    text = f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: notes}}\n{notes}\n"
+    (chart / "templates" / "notes.yaml").write_text(text)
+    documents = judge.load(template(combination("1.37", "three credentials").values, chart=chart))
+    (said,) = (each["data"]["notes"] for each in documents if each["metadata"]["name"] == "notes")
+    for words in ("default: etl@EXAMPLE.COM", "reports: reports@EXAMPLE.COM", "dw: dw@EXAMPLE.COM"):
+        assert words in said
+    assert "create secret generic etl-keytab --from-file=kerberos.keytab" in said
 
 
 # --- two releases in one namespace ---

@@ -197,8 +197,9 @@ def test_a_short_jobs_pod_has_one_token_and_ends_with_its_worker(podman: Podman,
     ended(podman, "worker")
     assert podman.exited("etl-worker") == 0, everything(podman, "krbrefresh-once", "worker")
     assert len(set(generations(podman))) == 1
-    running = json.loads(podman("ps", "--format", "json"))
-    assert not running
+    eventually(
+        lambda: not json.loads(podman("ps", "--format", "json")), within=ENDS_WITHIN, what="a pod that has ended"
+    )
 
 
 def test_the_pod_of_helm_test_ends_well(podman: Podman, play: Play) -> None:
