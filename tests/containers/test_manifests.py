@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.containers.stack import REPOSITORY
-from tests.manifests import Judge
+from tests.manifests import CRDS, Judge
 from tests.policies import POLICIES, Rendering, broken
 
 DIRECTORY = REPOSITORY / "docs" / "kubernetes"
@@ -51,6 +51,8 @@ def test_there_is_no_manifest_that_is_not_looked_at() -> None:
 
 def test_each_is_valid_by_the_published_schemas(judge: Judge, manifests: list[Mapping]) -> None:
     known = judge.versions()
+    if not CRDS.exists():  # for want of a Go, and not on CI
+        manifests = [each for each in manifests if each["kind"] != "PodMonitor"]
     assert not judge.faults(manifests, known[known.index(NATIVE_SINCE) :])
 
 
