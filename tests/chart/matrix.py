@@ -1,0 +1,305 @@
+"""What is rendered: every option alone under every version of Kubernetes, those that touch each other in pairs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+REFRESHER = "registry.example.com/krbrefresh-refresher"
+WORKER = "registry.example.com/krbrefresh-worker"
+KEYTAB = "BQIAAABKAAEAC0VYQU1QTEUuQ09NAANldGwAAAABAAAAAAEAEgAgXl5eXl5eXl5eXl5eXl5eXg=="  # of no account
+PUBLIC_KEY = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n"
+CONF = "[libdefaults]\n    default_realm = {{ .Values.principal | splitList \"@\" | last }}\n"
+DIGEST = "sha256:" + "0123456789abcdef" * 4
+OLDEST = "1.28"
+
+# What everybody has to say, and every example.
+BASE: dict[str, Any] = {
+    "image": {"repository": REFRESHER},
+    "principal": "etl@EXAMPLE.COM",
+    "keytab": {"existingSecret": "etl-keytab"},
+    "krb5Conf": {"existingConfigMap": "krb5-conf"},
+    "examples": {
+        "image": {"repository": WORKER},
+        "deployment": {"enabled": True},
+        "job": {"enabled": True},
+        "cronJob": {"enabled": True},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """A thing that a user may want."""
+
+    values: Mapping[str, Any]
+    private: tuple[str, ...] = ()  # Secrets that workers must not see
+    key_material: tuple[str, ...] = ()
+    release: str = "etl"
+    objects: tuple[str, ...] = ()  # kinds that it adds
+    waives: tuple[str, ...] = ()  # policies that it breaks because it is asked to
+
+
+OPTIONS: dict[str, Option] = {
+    "nothing": Option({}),
+    "native": Option({"sidecar": {"mode": "native"}}),
+    "stop file": Option({"sidecar": {"mode": "stopFile", "stopMountPath": "/run/stop"}}),
+    "three credentials": Option(
+        {
+            "credentials": {
+                "reports": {"principal": "reports@EXAMPLE.COM", "services": ["HTTP/reports.example.com@EXAMPLE.COM"]},
+                "dw": {"principal": "dw@EXAMPLE.COM", "keytab": "dw.keytab", "lifetime": "2h"},
+            },
+            "examples": {"credential": "reports"},
+        }
+    ),
+    "no default credential": Option(
+        {"principal": "", "credentials": {"dw": {"principal": "dw@EXAMPLE.COM"}}},
+    ),
+    "a Secret for each credential": Option(
+        {
+            "credentials": {
+                "a": {"principal": "a@EXAMPLE.COM", "keytabSecret": {"name": "keytab-a", "key": "a.keytab"}},
+                "b": {"principal": "b@EXAMPLE.COM", "keytabSecret": {"name": "{{ .Release.Name }}-b"}},
+            },
+        },
+        private=("keytab-a", "etl-b"),
+    ),
+    "no shared Secret": Option(
+        {
+            "principal": "",
+            "keytab": {"existingSecret": ""},
+            "credentials": {"a": {"principal": "a@EXAMPLE.COM", "keytabSecret": {"name": "keytab-a"}}},
+        },
+        private=("keytab-a",),
+    ),
+    "keytab in the values": Option(
+        {"keytab": {"existingSecret": ""}, "keytabBase64Content": KEYTAB}, key_material=(KEYTAB,), objects=("Secret",)
+    ),
+    "keytabs in the values": Option(
+        {
+            "keytab": {"existingSecret": ""},
+            "keytabBase64Content": KEYTAB,
+            "keytabsBase64Content": {"dw.keytab": KEYTAB},
+            "credentials": {"dw": {"principal": "dw@EXAMPLE.COM", "keytab": "dw.keytab"}},
+        },
+        key_material=(KEYTAB,),
+        objects=("Secret",),
+    ),
+    "a template as a name": Option({"keytab": {"existingSecret": "{{ .Release.Name }}-keytab"}}),
+    "krb5.conf in the values": Option({"krb5Conf": {"existingConfigMap": ""}, "config": CONF}),
+    "krb5.conf of the images": Option({"krb5Conf": {"existingConfigMap": ""}, "configPath": ""}),
+    "other paths": Option(
+        {
+            "keytabPath": "/srv/kt/service.keytab",
+            "configPath": "/srv/conf/krb5.conf",
+            "ccacheMountPath": "/srv/tokens",
+            "ccacheFileName": "token",
+        }
+    ),
+    "signed, the public key in the values": Option(
+        {"signing": {"existingSecret": "signing", "publicKey": PUBLIC_KEY}}, private=("signing",)
+    ),
+    "signed, the public key elsewhere": Option(
+        {"signing": {"existingSecret": "{{ .Release.Name }}-sign", "publicKeyConfigMap": "public-key", "key": "k.pem"}},
+        private=("etl-sign",),
+    ),
+    "signed, the workers do not look": Option({"signing": {"existingSecret": "signing"}}, private=("signing",)),
+    "on loopback": Option({"listen": "127.0.0.1:9464"}),
+    "no listener": Option({"listen": ""}, waives=("sidecars_are_probed_and_limited",)),
+    "another port": Option({"listen": "0.0.0.0:8080"}),
+    "probes by exec": Option({"probes": {"handler": "exec"}}),
+    "TLS": Option(
+        {
+            "settings": {"refresher": {"tls_certificate": "/tls/tls.crt", "tls_key": "/tls/tls.key"}},
+            "extraVolumes": [{"name": "tls", "secret": {"secretName": "tls", "defaultMode": 0o400}}],
+            "extraVolumeMounts": [{"name": "tls", "mountPath": "/tls", "readOnly": True}],
+        },
+        private=("tls",),
+    ),
+    "TLS with clients' certificates": Option(
+        {
+            "settings": {
+                "refresher": {"tls_certificate": "/tls/tls.crt", "tls_key": "/tls/tls.key", "tls_client_ca": "/tls/ca"}
+            },
+            "extraVolumes": [{"name": "tls", "secret": {"secretName": "tls", "defaultMode": 0o400}}],
+            "extraVolumeMounts": [{"name": "tls", "mountPath": "/tls", "readOnly": True}],
+        },
+        private=("tls",),
+        waives=("sidecars_are_probed_and_limited",),
+    ),
+    "services without the TGT": Option(
+        {"settings": {"kerberos": {"include_tgt": False, "services": ["postgres/db.example.com@EXAMPLE.COM"]}}}
+    ),
+    "renewal": Option({"settings": {"kerberos": {"method": "renew", "renewable_lifetime": "7d", "lifetime": "10h"}}}),
+    "FAST": Option({"settings": {"kerberos": {"fast_keytab": "host.keytab", "fast_principal": "host/a@EXAMPLE.COM"}}}),
+    "all settings": Option(
+        {
+            "settings": {
+                "refresher": {"log_format": "json", "exchange_deadline": "20s", "name": "r \"1\" <&> ü"},
+                "kerberos": {
+                    "mode": "0440",
+                    "lifetime": "12h",
+                    "forwardable": True,
+                    "proxiable": False,
+                    "canonicalize": True,
+                    "addressless": True,
+                    "expiry_window": "25%",
+                },
+            }
+        }
+    ),
+    "a lifetime for short Jobs": Option({"oneShot": {"lifetime": "4h"}}),
+    "tokens on disk": Option({"token": {"medium": ""}}, waives=("tokens_are_in_memory_and_limited",)),
+    "large tokens": Option({"token": {"sizeLimit": "16Mi"}}),
+    "monitoring": Option(
+        {
+            "podMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "interval": "15s"},
+            "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}, "runbookUrl": "https://wiki/x"},
+            "dashboard": {"enabled": True},
+        },
+        objects=("PodMonitor", "PrometheusRule"),
+    ),
+    "network policy": Option({"networkPolicy": {"enabled": True}}, objects=("NetworkPolicy",)),
+    "narrow network policy": Option(
+        {
+            "networkPolicy": {
+                "enabled": True,
+                "kdc": {"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [88, 464]},
+                "dns": {"to": [{"namespaceSelector": {"matchLabels": {"name": "kube-system"}}}]},
+                "metrics": {"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "prometheus"}}}]},
+                "extraEgress": [{"ports": [{"port": 5432, "protocol": "TCP"}]}],
+                "extraIngress": [{"ports": [{"port": "http"}]}],
+            }
+        },
+        objects=("NetworkPolicy",),
+    ),
+    "labels and annotations": Option(
+        {
+            "labels": {"team": "data"},
+            "annotations": {"example.com/contact": "data@example.com"},
+            "podLabels": {"cost-centre": "42"},
+            "podAnnotations": {"example.com/note": "yes: 'and' \"no\""},
+        }
+    ),
+    "images by digest": Option(
+        {
+            "image": {"digest": DIGEST, "tag": "ignored", "pullPolicy": "Always"},
+            "imagePullSecrets": [{"name": "registry"}],
+            "examples": {"image": {"digest": DIGEST}},
+        }
+    ),
+    "images by tag": Option({"image": {"tag": "1.0"}, "examples": {"image": {"tag": "v1"}}}),
+    "other users": Option({"users": {"refresher": 20001, "worker": 20002, "group": 20000}}),
+    "users with large numbers": Option({"users": {"refresher": 1000700001, "worker": 1000700002, "group": 1000700000}}),
+    "the worker's own user": Option({"users": {"worker": None}}),
+    "resources": Option({"resources": {"limits": {"cpu": "1", "memory": "128Mi"}}}),
+    "security contexts": Option(
+        {
+            "securityContexts": {
+                "pod": {"supplementalGroups": [5000]},
+                "refresher": {"seLinuxOptions": {}},
+                "worker": {"seccompProfile": {"type": "RuntimeDefault"}},
+            }
+        }
+    ),
+    "more for the refresher": Option(
+        {
+            "extraEnv": [{"name": "KRB5_TRACE", "value": "/dev/stderr"}],
+            "extraEnvFrom": [{"configMapRef": {"name": "proxy"}}],
+            "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
+            "extraVolumeMounts": [{"name": "ca", "mountPath": "/etc/ca", "readOnly": True}],
+        }
+    ),
+    "short names": Option({"nameOverride": "krb", "fullnameOverride": "tokens"}),
+    "long names": Option({"nameOverride": "n" * 40, "fullnameOverride": "f" * 60}),
+    "a long release": Option({}, release="a-release-with-a-name-that-is-as-long-as-helm-allows0"),
+    "a release of the chart's name": Option({}, release="krbrefresh"),
+    "a release that ends in a digit": Option({}, release="r2-2"),
+    "several replicas": Option({"examples": {"deployment": {"replicas": 3, "command": ["/bin/worker", "--flag=a b"]}}}),
+    "no examples": Option(
+        {"examples": {key: {"enabled": False} for key in ("deployment", "job", "cronJob", "test")}}
+    ),
+}
+
+# Those that touch each other: they name the same objects, volumes, paths or probes.
+TOUCHING = (
+    "stop file",
+    "native",
+    "three credentials",
+    "a Secret for each credential",
+    "keytabs in the values",
+    "krb5.conf in the values",
+    "krb5.conf of the images",
+    "other paths",
+    "signed, the public key in the values",
+    "signed, the public key elsewhere",
+    "on loopback",
+    "no listener",
+    "TLS",
+    "services without the TGT",
+    "monitoring",
+    "narrow network policy",
+    "labels and annotations",
+    "long names",
+    "a long release",
+    "other users",
+)
+
+# Combinations that cannot be, and a word of what the chart says of them.
+REFUSED = {
+    ("native", OLDEST): "needs Kubernetes 1.29",
+    ("resources",): "",
+}
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Options together."""
+
+    names: tuple[str, ...]
+    kubernetes: str
+    values: dict[str, Any] = field(compare=False)
+    release: str
+
+    def __str__(self) -> str:
+        return f"{' + '.join(self.names)} on {self.kubernetes}"
+
+    @property
+    def options(self) -> list[Option]:
+        return [OPTIONS[name] for name in self.names]
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The later over the earlier, as Helm lays files of values over each other."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+                result[key] = merged(result[key], value)
+            else:
+                result[key] = merged(value) if isinstance(value, Mapping) else value
+    return result
+
+
+def combination(kubernetes: str, *names: str) -> Combination:
+    options = [OPTIONS[name] for name in names]
+    releases = {option.release for option in options} - {"etl"}
+    values = merged(BASE, *(option.values for option in options))
+    lists = ("extraVolumes", "extraVolumeMounts")  # a list replaces another one
+    for key in lists:
+        if any(key in option.values for option in options):
+            values[key] = [each for option in options for each in option.values.get(key, ())]
+    return Combination(names, kubernetes, values, next(iter(releases), "etl"))
+
+
+def combinations(versions: list[str]) -> Iterator[Combination]:
+    """All that are rendered: each option on each version, pairs on the oldest and on the newest."""
+    for name in OPTIONS:
+        for version in versions:
+            yield combination(version, name)
+    for pair in itertools.combinations(TOUCHING, 2):
+        for version in (versions[0], versions[-1]):
+            yield combination(version, *pair)
