@@ -6,6 +6,9 @@ import itertools
 import json
 import re
 import shutil
+import signal
+import subprocess
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +108,38 @@ def test_without_enabled_a_parent_s_pod_has_nothing_of_it(tmp_path: Path) -> Non
 def test_an_error_of_the_values_is_told_in_a_parent_too(tmp_path: Path) -> None:
     with pytest.raises(RefusedError, match="reinitFrequency is not a setting here"):
         template({"krbrefresh": with_values({"reinitFrequency": 1})}, chart=parent(tmp_path))
+
+
+@pytest.fixture
+def stop_script(tmp_path: Path) -> str:
+    """What a worker's shell runs with the stop file, which is in tmp_path here."""
+    values = with_values({**EXAMPLES, "sidecar": {"mode": "stopFile", "stopMountPath": str(tmp_path)}})
+    found = re.search(r"- \|-\n((?: +.*\n)+?) +- stop-file\n", template(values))
+    assert found
+    return textwrap.dedent(found[1])
+
+
+@pytest.mark.parametrize(
+    ("does", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 128 + signal.SIGKILL), ("no-such-program", 127)]
+)
+def test_the_stop_file_is_there_when_the_command_has_ended(
+    tmp_path: Path, stop_script: str, does: str, status: int
+) -> None:
+    command = ["/bin/sh", "-c", stop_script, "stop-file", "/bin/sh", "-c", does]
+    assert subprocess.run(command, capture_output=True, timeout=30).returncode == status
+    assert (tmp_path / "done").exists()
+
+
+def test_term_reaches_the_command_and_the_stop_file_waits_for_its_end(tmp_path: Path, stop_script: str) -> None:
+    work = f"trap 'sleep 0.5; ls {tmp_path}; exit 7' TERM; echo ready; while :; do sleep 0.1; done"
+    command = ["/bin/sh", "-c", stop_script, "stop-file", "/bin/sh", "-c", work]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        said, _ = process.communicate(timeout=30)
+    assert (said, process.returncode) == ("", 7)
+    assert (tmp_path / "done").exists()
 
 
 LONG = "a" * 53

@@ -193,6 +193,10 @@ REFUSED: dict[str, tuple[Values, str]] = {
         {"credentials": {"b": {"principal": "b@X", "keytab": "/elsewhere/b.keytab"}}},
         "is not where its Secret is mounted",
     ),
+    "a keytab in two Secrets": (
+        {"credentials": {"b": {"principal": "b@X", "keytab": "b.keytab", "keytabSecret": {"name": "b"}}}},
+        "give keytabSecret.key",
+    ),
     "one ccache for two": (
         {"credentials": {"b": {"principal": "b@X", "ccache": "/run/krbrefresh/default/krb5cc"}}},
         "have one ccache",
@@ -268,4 +272,4 @@ def test_the_sidecar_is_native_where_it_can_be(version: str, native: bool) -> No
     rendered = template(with_values(EXAMPLES), kube_version=version)
     assert ("restartPolicy: Always # what makes it a sidecar" in rendered) is native
     assert ("KRBREFRESH__REFRESHER__STOP_PATH" in rendered) is not native
-    assert ("touch /run/krbrefresh-stop/done" in rendered) is not native
+    assert (": >/run/krbrefresh-stop/done" in rendered) is not native

@@ -365,7 +365,7 @@ timeoutSeconds: 5
 
 {{/* A shell as the first process has to pass TERM on. A worker that is killed leaves no file. */}}
 {{- define "krbrefresh.stopScript" -}}
-trap 'touch {{ include "krbrefresh.stopPath" . }}' EXIT
+trap ': >{{ include "krbrefresh.stopPath" . }}' EXIT
 trap 'kill -TERM "$child"' TERM
 "$@" &
 child=$!

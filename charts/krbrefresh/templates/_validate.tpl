@@ -22,6 +22,11 @@
 {{- fail "krbrefresh: with listen empty a probe can check one token alone, and there are several credentials; set listen to \"127.0.0.1:9464\"" -}}
 {{- end -}}
 {{- end -}}
+{{- range $name, $each := .Values.credentials -}}
+{{- if and $each.keytab $each.keytabSecret -}}
+{{- fail (printf "krbrefresh: credential %q: keytab names a file of the Secret for all, and keytabSecret a Secret of its own; give keytabSecret.key in place of keytab" $name) -}}
+{{- end -}}
+{{- end -}}
 {{- $owners := dict -}}
 {{- range $all -}}
 {{- $path := clean .ccache -}}
