@@ -15,6 +15,7 @@ from typing import Any
 
 Mapping = dict[str, Any]
 
+REFRESHER_IMAGE = re.compile(r"/krbrefresh-refresher[:@]")
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")  # RFC 1123, as Kubernetes' names of most kinds
 LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 LABEL_KEY = re.compile(r"(?:[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
@@ -42,7 +43,6 @@ class Pod:
     kind: str
     metadata: Mapping
     spec: Mapping
-    refresher_names: frozenset[str]
 
     @property
     def containers(self) -> list[Mapping]:
@@ -52,8 +52,14 @@ class Pod:
             for each in self.spec.get(group) or []
         ]
 
-    def is_refresher(self, container: Mapping) -> bool:
-        return container["name"] in self.refresher_names
+    @staticmethod
+    def is_refresher(container: Mapping) -> bool:
+        """By what it runs: a name proves nothing."""
+        return bool(REFRESHER_IMAGE.search(container["image"]))
+
+    @staticmethod
+    def stays(container: Mapping) -> bool:
+        return "once" not in (container.get("args") or [])
 
     @property
     def refreshers(self) -> list[Mapping]:
@@ -91,12 +97,11 @@ class Rendering:
     outside: frozenset[str] = frozenset()  # names of Secrets and ConfigMaps that are there without us
     private: frozenset[str] = frozenset()  # names of Secrets that workers must not see, whoever mounts them
     key_material: tuple[str, ...] = ()  # what must stand in no document but a Secret
-    refresher_names: frozenset[str] = frozenset({"refresher"})
     pods: list[Pod] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         self.pods.extend(
-            Pod(title(document), document["kind"], template.get("metadata") or {}, template["spec"], self.refresher_names)
+            Pod(title(document), document["kind"], template.get("metadata") or {}, template["spec"])
             for document in self.documents
             if (template := pod_template(document)) is not None
         )
@@ -587,7 +592,7 @@ def what_is_referred_to_is_there(rendering: Rendering) -> Iterator[str]:
 
 @policy
 def probes_and_monitors_find_their_ports(rendering: Rendering) -> Iterator[str]:
-    """By name: a port of the same container, and of the pods that a monitor selects."""
+    """By name: a port of the same container, and of the pods that a monitor selects and in which a refresher stays."""
     for _, container, where in each_container(rendering):
         names = {port.get("name") for port in container.get("ports") or []}
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
@@ -597,6 +602,8 @@ def probes_and_monitors_find_their_ports(rendering: Rendering) -> Iterator[str]:
     for monitor in rendering.of("PodMonitor"):
         for pod in rendering.pods:
             if not matches(monitor["spec"]["selector"], pod.metadata.get("labels")):
+                continue
+            if not any(map(pod.stays, pod.refreshers)):
                 continue
             names = {port.get("name") for each in pod.containers for port in each.get("ports") or []}
             for endpoint in monitor["spec"]["podMetricsEndpoints"]:
@@ -613,9 +620,9 @@ def jobs_end(rendering: Rendering) -> Iterator[str]:
         if natives and version(rendering.kubernetes) < (1, 29):
             yield f"{pod.owner}: a native sidecar on Kubernetes {rendering.kubernetes}"
         for each in pod.spec.get("initContainers") or []:
-            if pod.is_refresher(each) and each not in natives and "run" in (each.get("args") or []):
+            if pod.is_refresher(each) and each not in natives and pod.stays(each):
                 yield f"{pod.owner}, {each['name']}: an init container that does not end"
-        if pod.kind not in {"Job", "CronJob"}:
+        if pod.kind not in {"Job", "CronJob", "Pod"}:
             continue
         if pod.spec.get("restartPolicy") not in {"Never", "OnFailure"}:
             yield f"{pod.owner}: restartPolicy {pod.spec.get('restartPolicy')}"
@@ -658,11 +665,10 @@ def version(text: str) -> tuple[int, ...]:
 def sidecars_are_probed_and_limited(rendering: Rendering) -> Iterator[str]:
     """What stays has probes; a native one holds the workers back until there is a token. All have limits."""
     for pod in rendering.pods:
-        once = [each for each in pod.spec.get("initContainers") or [] if each.get("restartPolicy") != "Always"]
         for each in pod.refreshers:
             where = f"{pod.owner}, {each['name']}"
             native = each.get("restartPolicy") == "Always"
-            wanted = [] if each in once else ["livenessProbe", "readinessProbe"]
+            wanted = ["livenessProbe", "readinessProbe"] if pod.stays(each) else []
             for probe in [*wanted, *(["startupProbe"] if native else [])]:
                 if not each.get(probe):
                     yield f"{where}: no {probe}"

@@ -19,3 +19,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def judge() -> Iterator[Judge]:
     with judging() as process:
         yield process
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    from tests.chart.rendering import COUNTS
+
+    if COUNTS:
+        terminalreporter.section("the chart")
+        for what, number in COUNTS.items():
+            terminalreporter.write_line(f"{number:>9,} {what}")

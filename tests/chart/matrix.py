@@ -248,10 +248,24 @@ TOUCHING = (
     "other users",
 )
 
-# Combinations that cannot be, and a word of what the chart says of them.
-REFUSED = {
-    ("native", OLDEST): "needs Kubernetes 1.29",
-    ("resources",): "",
+# What cannot be, and a word of what the chart says of it. Nothing else may be refused.
+REFUSED: dict[frozenset[str], str] = {
+    frozenset(names): said
+    for *names, said in (
+        ("native", OLDEST, "sidecar.mode native needs Kubernetes 1.29"),
+        ("three credentials", "no listener", "a probe can check one token alone"),
+        ("a Secret for each credential", "no listener", "a probe can check one token alone"),
+        ("keytabs in the values", "no listener", "a probe can check one token alone"),
+        ("krb5.conf in the values", "krb5.conf of the images", "configPath is empty"),
+        ("krb5.conf of the images", "other paths", "where is krb5.conf?"),
+        (
+            "signed, the public key in the values",
+            "signed, the public key elsewhere",
+            "two sources of one thing",
+        ),
+        ("on loopback", "monitoring", "nobody outside of the pod can ask"),
+        ("no listener", "monitoring", "nobody outside of the pod can ask"),
+    )
 }
 
 
@@ -271,6 +285,12 @@ class Combination:
     def options(self) -> list[Option]:
         return [OPTIONS[name] for name in self.names]
 
+    @property
+    def refusal(self) -> str | None:
+        """What the chart has to say of it, if it cannot be."""
+        given = {*self.names, self.kubernetes}
+        return next((said for names, said in REFUSED.items() if names <= given), None)
+
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """The later over the earlier, as Helm lays files of values over each other."""
@@ -288,8 +308,7 @@ def combination(kubernetes: str, *names: str) -> Combination:
     options = [OPTIONS[name] for name in names]
     releases = {option.release for option in options} - {"etl"}
     values = merged(BASE, *(option.values for option in options))
-    lists = ("extraVolumes", "extraVolumeMounts")  # a list replaces another one
-    for key in lists:
+    for key in ("extraVolumes", "extraVolumeMounts"):  # in a merge a list replaces another one
         if any(key in option.values for option in options):
             values[key] = [each for option in options for each in option.values.get(key, ())]
     return Combination(names, kubernetes, values, next(iter(releases), "etl"))

@@ -470,7 +470,7 @@ def no_limit_of_memory(documents: Mapping) -> None:
 
 @breaks("images_are_named_exactly")
 def the_latest_image(documents: Mapping) -> None:
-    refresher(documents)["image"] = "registry.example.com:5000/krbrefresh-refresher"
+    refresher(documents)["image"] = "registry.example.com:5000/krbrefresh-refresher:latest"
 
 
 # --- the tests ---
