@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.containers.stack import TOKEN, Since, Stack, docker, events
+from tests.containers.stack import LONG, TOKEN, Since, Stack, docker, events
 
 pytestmark = pytest.mark.usefixtures("well")
 
