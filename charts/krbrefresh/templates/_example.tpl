@@ -24,6 +24,12 @@ imagePullSecrets:
 {{- end }}
 volumes:
   {{- include "krbrefresh.volumes" . | nindent 2 }}
+  {{- if include "krbrefresh.publicKeyName" . }}
+  - name: {{ include "krbrefresh.part" (list . "-tmp") }} # krbrefresh exec has its verified copy of the token there
+    emptyDir:
+      medium: Memory
+      sizeLimit: 1Mi
+  {{- end }}
 {{- end -}}
 
 {{/* (dict "root" . "command" ...): the worker, but for its command. */}}
@@ -43,4 +49,8 @@ resources:
 {{- end }}
 volumeMounts:
   {{- include "krbrefresh.workerMounts" . | nindent 2 }}
+  {{- if include "krbrefresh.publicKeyName" . }}
+  - name: {{ include "krbrefresh.part" (list . "-tmp") }}
+    mountPath: /tmp
+  {{- end }}
 {{- end -}}
