@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.chart.helm import CHART, KUBERNETES, ROOT, helm, template
-from tests.chart.matrix import BASE, merged
+from tests.chart.values import EXAMPLES as ALL
+from tests.chart.values import with_values
 from tests.manifests import Judge
 from tests.policies import Rendering, broken, environment, mounts, title
 
@@ -148,7 +149,7 @@ def test_what_the_page_installs_is_valid_and_breaks_no_policy(words: list[str], 
 
 def test_secrets_and_config_maps_are_made_with_the_keys_that_pods_ask_for() -> None:
     made = created()
-    values = merged(BASE, {})
+    values = with_values(ALL)
     assert "kerberos.keytab" in made["Secret", values["keytab"]["existingSecret"]]
     assert "kerberos.keytab" in made["Secret", "airflow-keytab"]
     assert "etl.keytab" in made["Secret", "etl-keytab"]  # the plain manifests'
@@ -191,14 +192,14 @@ def test_the_snippets_are_one_chart(tmp_path: Path, judge: Judge, kubernetes: st
 @pytest.mark.parametrize("name", [each for each in snippets() if each.startswith("values: ")])
 def test_each_snippet_of_values_may_be_added(name: str, judge: Judge) -> None:
     (added,) = judge.load(snippets()[name])
-    with_them = judge.load(template(merged(BASE, added), kube_version=f"{NEWEST}.0"))
+    with_them = judge.load(template(with_values(ALL, added), kube_version=f"{NEWEST}.0"))
     assert not problems(with_them, judge, NEWEST)
-    assert with_them != judge.load(template(BASE, kube_version=f"{NEWEST}.0"))
+    assert with_them != judge.load(template(with_values(ALL), kube_version=f"{NEWEST}.0"))
 
 
 def test_workers_that_check_signatures_have_a_place_for_their_verified_copy(judge: Judge) -> None:
     (added,) = judge.load(snippets()["values: tokens are signed, and workers get the public key"])
-    rendering = Rendering(judge.load(template(merged(BASE, added), kube_version=f"{NEWEST}.0")))
+    rendering = Rendering(judge.load(template(with_values(ALL, added), kube_version=f"{NEWEST}.0")))
     workers = [(pod, each) for pod in rendering.pods for each in pod.workers]
     assert len(workers) == 4
     for pod, worker in workers:
