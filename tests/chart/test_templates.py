@@ -138,7 +138,20 @@ def test_term_reaches_the_command_and_the_stop_file_waits_for_its_end(tmp_path: 
         assert process.stdout.readline() == "ready\n"
         process.terminate()
         said, _ = process.communicate(timeout=30)
-    assert (said, process.returncode) == ("", 7)
+    assert (said, process.returncode) == ("started\n", 7)
+    assert (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize("after", ["starts it", "knows its name"])
+def test_a_term_that_comes_while_the_command_is_being_started_reaches_it(
+    tmp_path: Path, stop_script: str, after: str
+) -> None:
+    line = {"starts it": 'exec "$@") &\n', "knows its name": "child=$!\n"}[after]
+    assert line in stop_script
+    command = ["/bin/sh", "-c", stop_script.replace(line, line + "kill -TERM $$\n"), "stop-file", "sleep", "60"]
+    for _ in range(20):
+        (tmp_path / "started").unlink(missing_ok=True)
+        assert subprocess.run(command, timeout=30).returncode == 128 + signal.SIGTERM
     assert (tmp_path / "done").exists()
 
 

@@ -365,10 +365,14 @@ timeoutSeconds: 5
 
 {{/* A shell as the first process has to pass TERM on. A worker that is killed leaves no file. */}}
 {{- define "krbrefresh.stopScript" -}}
+child= early=
 trap ': >{{ include "krbrefresh.stopPath" . }}' EXIT
-trap 'kill -TERM "$child"' TERM
-"$@" &
+# A shell that has just been forked loses a signal; and one may come before it has a name here.
+pass() { until [ -e {{ .Values.sidecar.stopMountPath }}/started ]; do :; done; kill -TERM "$child"; }
+trap 'if [ "$child" ]; then pass; else early=yes; fi' TERM
+(: >{{ .Values.sidecar.stopMountPath }}/started; exec "$@") &
 child=$!
+[ -z "$early" ] || pass
 wait "$child"
 status=$?
 if [ "$status" -gt 128 ]; then # by TERM, perhaps, and it has not ended yet
