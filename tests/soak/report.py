@@ -1,0 +1,263 @@
+#!/usr/bin/env python3
+"""The soak's page and picture, drawn from its JSON.
+
+.venv/bin/python -m tests.soak.report soak.json DIRECTORY
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tests.soak.judge import EXCUSED, SLOW_START, STARVED, UNEXCUSED, Series, growth, slope
+from tests.soak.world import PAIR, VETERAN
+
+WARM_UP = 300.0  # seconds that are left out of the slopes, or a third of a run that is shorter than four times that
+MOST_STARVED = 0.005  # of all credentials' time; more, and the run says little
+TERM_WITHIN = 1.0  # seconds, on a machine that has a processor for it
+# How much a process may have grown over its life, by the slope. A refresher makes seven exchanges a second: a leak of
+# 90 bytes in each is 2 MiB in an hour. Less than one descriptor, thread, child or file is none.
+MOST_GROWTH = {"private": 2048.0, "rss": 3072.0, "descriptors": 1.0, "threads": 1.0, "children": 1.0}
+UNITS = {"private": "KiB", "rss": "KiB", "pss": "KiB"}
+SHOWN = ("private", "rss", "pss", "descriptors", "threads", "children")
+
+
+def warm_up(result: dict[str, Any]) -> float:
+    """Seconds."""
+    return float(min(WARM_UP, result["seconds"] / 3))
+
+
+def lives(result: dict[str, Any], names: Iterable[str], figure: str) -> list[Series]:
+    """That figure of these refreshers, life by life, without their warm-up."""
+    found: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for sample in result["samples"]:
+        for name in names:
+            if name in sample["refreshers"]:
+                each = sample["refreshers"][name]
+                found.setdefault((name, each["life"]), []).append((sample["at"], each[figure]))
+    skip = warm_up(result)
+    return [
+        Series(tuple(point for point in points if point[0] >= points[0][0] + min(skip, 60.0) and point[0] >= skip))
+        for points in found.values()
+    ]
+
+
+def workers(result: dict[str, Any], figure: str) -> list[Series]:
+    """That figure of each worker, without the warm-up."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for sample in result["samples"]:
+        if sample["at"] >= warm_up(result):
+            for number, each in sample["workers"].items():
+                found.setdefault(number, []).append((sample["at"], each[figure]))
+    return [Series(tuple(points)) for points in found.values()]
+
+
+def groups(result: dict[str, Any], figure: str) -> dict[str, list[Series]]:
+    """By who it is."""
+    return {
+        "the refresher that is never ended": lives(result, [VETERAN], figure),
+        "the pair, in all their lives": lives(result, PAIR, figure),
+        "the workers": workers(result, figure),
+    }
+
+
+def files(result: dict[str, Any]) -> dict[str, list[Series]]:
+    """Files that are there for a moment, by where they are."""
+    samples = [sample for sample in result["samples"] if sample["at"] >= warm_up(result)]
+    return {
+        "beside the tokens": [Series(tuple((each["at"], each["strays"]) for each in samples))],
+        "the refreshers' temporary directory": [Series(tuple((each["at"], each["scratch"]["refreshers"]) for each in samples))],
+        "the workers' temporary directory": [Series(tuple((each["at"], each["scratch"]["workers"]) for each in samples))],
+    }  # fmt: skip
+
+
+def apart(result: dict[str, Any]) -> float:
+    """Seconds between the two points of a slope, at the least."""
+    return float(min(120.0, result["seconds"] / 6))
+
+
+def slopes(result: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """An hour's growth of each figure, by who it is."""
+    found: dict[str, dict[str, float | None]] = {}
+    for figure in SHOWN:
+        for who, series in groups(result, figure).items():
+            found.setdefault(who, {})[figure] = slope(series, apart(result))
+    return found
+
+
+def verdict(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """What has to hold, and whether it does."""
+    found: list[dict[str, Any]] = []
+
+    def claim(words: str, passed: bool, figure: object) -> None:
+        found.append({"claim": words, "passed": bool(passed), "figure": str(figure)})
+
+    judged = result["judged"]
+    claim(
+        "no invalid sample that nothing excuses",
+        not judged["samples"].get(UNEXCUSED),
+        judged["samples"].get(UNEXCUSED, 0),
+    )
+    back = [each for each in result["backwards"] if not any(0 <= each["at"] - at <= 15 for at in result["emptied_at"])]
+    share = judged["credential_seconds"][STARVED] / (result["credentials"] * result["seconds"])
+    claim(f"the machine was up to it: starved less than {MOST_STARVED:.1%} of the time", share < MOST_STARVED, f"{share:.2%}")
+    claim("no older generation after a newer one, but after the volume was emptied", not back, len(back))
+    for figure, most in MOST_GROWTH.items():
+        for who, series in groups(result, figure).items():
+            grown = growth(series, apart(result))
+            unit = UNITS.get(figure, "")
+            claim(f"{who}: {figure} grow by less than {most:g} {unit}".strip(), grown < most, f"{grown:+.1f}")
+    for where, series in files(result).items():
+        grown = growth(series, apart(result))
+        claim(f"files {where}: none more", grown < 1, f"{grown:+.1f}")
+    claim("no zombie, no orphan that stays", not result["stuck"], result["stuck"] or 0)
+    claim("no file is left beside the tokens", not result["rest"]["strays"], len(result["rest"]["strays"]))
+    claim(
+        "no file is left in a temporary directory",
+        not any(result["rest"]["scratch"].values()),
+        result["rest"]["scratch"],
+    )
+    claim(
+        "no refresher ended that was not told to", not result["ended_by_themselves"], result["ended_by_themselves"] or 0
+    )
+    most = max(result["terms"], default=0.0)
+    claim(f"TERM ends a refresher within {TERM_WITHIN:g} s, and what the machine was late",
+          most <= TERM_WITHIN + max(result["late"]["longest"], result["late"]["longest_start"]), f"{most:.2f} s at the most, of {len(result['terms'])}")  # fmt: skip
+    silent = [each for each in result["unanswered"] if each["late"] < 1.0 and each["slowest"] < SLOW_START]
+    claim(
+        "every scrape was answered within 5 s", not silent, f"{len(result['unanswered'])} of {result['polls']} were not"
+    )
+    totals = result["totals"]
+    claim("the workers saw tokens and used them", totals.get("generations") and totals.get("authenticated"), totals)
+    claim("the soak itself worked", not result["errors"], result["errors"] or "yes")
+    return found
+
+
+def write(result: dict[str, Any], out: Path) -> None:
+    """soak.md and soak.svg."""
+    (out / "soak.svg").write_text(picture(result))
+    (out / "soak.md").write_text(page(result))
+
+
+def page(result: dict[str, Any]) -> str:
+    """A page of Markdown."""
+    judged = result["judged"]
+    span, words, totals = judged["credential_seconds"], judged["samples"], result["totals"]
+    whole = result["credentials"] * result["seconds"]
+    lines = [
+        f"{result['minutes']:g} minutes, seed {result['seed']}: {result['credentials']} credentials with tickets of "
+        f"{result['lifetime']} s, {result['workers']} workers, {sum(result['faults'].values())} faults "
+        f"({result['machine']}).",
+        "",
+        "| samples of tokens | |",
+        "|---|---|",
+        f"| taken by the workers | {totals.get('samples', 0):,} |",
+        f"| valid | {totals.get('valid', 0):,} |",
+        f"| invalid, excused: the outage was longer than policy can bridge | {words.get(EXCUSED, 0):,}; "
+        f"{span[EXCUSED]:,} of {whole:,.0f} credential-seconds ({span[EXCUSED] / whole:.2%}) |",
+        f"| invalid, while this machine gave nobody a processor | {words.get(STARVED, 0):,}; {span[STARVED]:,} s |",
+        f"| **invalid, not excused** | **{words.get(UNEXCUSED, 0):,}** |",
+        f"| generations seen / contexts tried / authenticated | {totals.get('generations', 0):,} / "
+        f"{totals.get('contexts', 0):,} / {totals.get('authenticated', 0):,} |",
+        f"| an interpreter with krb5 started in | {result['late']['start']} s (median of {result['late']['starts']}), "
+        f"{result['late']['longest_start']:.2f} s at the most, more than {SLOW_START} s "
+        f"{result['late']['slow_starts']} times |",
+        f"| a process that only sleeps was late | {result['late']['seconds']:,} s in all, "
+        f"{result['late']['longest']:.2f} s at the most |",
+        "",
+        "Excused samples by what was away: "
+        + (", ".join(f"{kind} {count:,}" for kind, count in sorted(judged["excused_by"].items())) or "none")
+        + ".",
+        "",
+        "| fault | times |",
+        "|---|---|",
+        *(f"| {fault} | {count} |" for fault, count in result["faults"].items()),
+        "",
+        "| growth in an hour (Theil-Sen) | "
+        + " | ".join(f"{name} {UNITS.get(name, '')}".strip() for name in SHOWN)
+        + " |",
+        "|---|" + "---|" * len(SHOWN),
+    ]
+    for who, figures in slopes(result).items():
+        cells = ["" if value is None else f"{value:+.1f}" for value in figures.values()]
+        lines.append(f"| {who} | " + " | ".join(cells) + " |")
+    lines += ["", "| what has to hold | | measured |", "|---|---|---|"]
+    lines += [
+        f"| {each['claim']} | {'yes' if each['passed'] else '**no**'} | {each['figure']} |"
+        for each in result["verdict"]
+    ]
+    for finding in judged["findings"][:20]:
+        lines += ["", f"- {finding['word']}: `{json.dumps(finding)}`"]
+    return "\n".join([*lines, ""])
+
+
+# --- the picture ---
+
+WIDTH, HEIGHT, LEFT, GAP = 760, 150, 60, 40
+COLOURS = ("#0b6e4f", "#b5541b", "#28536b", "#8a2be2")
+
+
+def picture(result: dict[str, Any]) -> str:
+    """Memory and descriptors over the run."""
+    samples = result["samples"]
+
+    def of(name: str, figure: str) -> list[tuple[float, float]]:
+        scale = 1024 if figure in UNITS else 1
+        return [
+            (each["at"], each["refreshers"][name][figure] / scale) for each in samples if name in each["refreshers"]
+        ]
+
+    def mean(figure: str) -> list[tuple[float, float]]:
+        scale = 1024 if figure in UNITS else 1
+        return [
+            (each["at"], sum(one[figure] for one in each["workers"].values()) / len(each["workers"]) / scale)
+            for each in samples
+            if each["workers"]
+        ]
+
+    names = (VETERAN, *PAIR)
+    memory = {name: of(name, "private") for name in names} | {"a worker (mean)": mean("private")}
+    descriptors = {name: of(name, "descriptors") for name in names} | {"a worker (mean)": mean("descriptors")}
+    end = max((each["at"] for each in samples), default=1.0)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {2 * (HEIGHT + GAP) + 10}" '
+        'font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{2 * (HEIGHT + GAP) + 10}" fill="white"/>',
+        *_plot("private memory, MiB", memory, end, GAP - 10),
+        *_plot("open descriptors", descriptors, end, HEIGHT + 2 * GAP - 10),
+        "</svg>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _plot(title: str, series: dict[str, list[tuple[float, float]]], end: float, top: float) -> list[str]:
+    most = max((value for points in series.values() for _, value in points), default=1.0) * 1.1
+    width = WIDTH - LEFT - 10
+    parts = [f'<text x="{LEFT}" y="{top - 8}" font-weight="bold">{title}</text>']
+    for share in (0.0, 0.5, 1.0):
+        y = top + HEIGHT * (1 - share)
+        parts.append(f'<line x1="{LEFT}" x2="{LEFT + width}" y1="{y:.0f}" y2="{y:.0f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.0f}" text-anchor="end">{most * share:.0f}</text>')
+    for share in (0.0, 0.5, 1.0):
+        text = f"{end * share / 60:.0f} min"
+        anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[share]
+        parts.append(
+            f'<text x="{LEFT + width * share:.0f}" y="{top + HEIGHT + 14}" text-anchor="{anchor}">{text}</text>'
+        )
+    for index, (name, points) in enumerate(series.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        path = " ".join(
+            f"{LEFT + width * at / end:.1f},{top + HEIGHT * (1 - value / most):.1f}" for at, value in points
+        )
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.2"/>')
+        parts.append(f'<text x="{LEFT + 200 + index * 110}" y="{top - 8}" fill="{colour}">{name}</text>')
+    return parts
+
+
+if __name__ == "__main__":
+    read = json.loads(Path(sys.argv[1]).read_text())
+    read["verdict"] = verdict(read)
+    write(read, Path(sys.argv[2]))
