@@ -1,6 +1,8 @@
-.PHONY: help demo test test-long test-servers test-frameworks test-chart test-containers fuzz lint types docs lock clean setup
+.PHONY: help demo test test-long test-servers test-frameworks test-chart test-containers fuzz soak lint types docs lock clean setup
 
 SECONDS = 60
+MINUTES = 60
+SOAK = soak-results
 # Those that need more than a KDC on this machine.
 ELSEWHERE = frameworks or servers or containers or chart
 
@@ -36,6 +38,9 @@ test-containers: setup ## in real containers: builds the images, starts the demo
 
 fuzz: setup ## hostile bytes for the ccache reader, for SECONDS=60
 	@.venv/bin/python tests/fuzz/ccache_fuzz.py --seconds $(SECONDS) $(ARGS)
+
+soak: setup ## refreshers, workers and faults at random, for MINUTES=60; results in SOAK=soak-results
+	@.venv/bin/python -m tests.soak.run --minutes $(MINUTES) --out $(SOAK) $(ARGS)
 
 lint: setup ## ruff, lint and format
 	@.venv/bin/ruff check .

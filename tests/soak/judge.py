@@ -16,11 +16,11 @@ refresher's policy can bridge:
 - Anything else is not excused: unreadable, corrupt, of another principal, older than one that was there before.
 
 A machine that gives nobody a processor lets a token end, too. A process that has nothing to do with krbrefresh records
-by how much it was late whenever it slept, and how long it takes to start what an exchange's child is. Where the judgement
-above fails, it is made again with so much more allowance as that process was late in the seconds before; and a token that
-has ended while such a start took longer than SLOW_START could not be had in time: with 50 tokens of 5 seconds, eight
-children at a time have 0.4 s for each. Either way the sample is `starved`, and counted apart; a run in which there are
-more than a few says nothing, and its report says that.
+by how much it was late whenever it slept, and how long it takes to start what an exchange's child is. Where the
+judgement above fails, it is made again with so much more allowance as that process was late in the seconds before; and
+a token that has ended while such a start took longer than SLOW_START could not be had in time: with 50 tokens of 5
+seconds, eight children at a time have 0.4 s for each. Either way the sample is `starved`, and counted apart; a run in
+which there are more than a few says nothing, and its report says that.
 """
 
 from __future__ import annotations

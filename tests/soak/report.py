@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ TERM_WITHIN = 1.0  # seconds, on a machine that has a processor for it
 # 90 bytes in each is 2 MiB in an hour. Less than one descriptor, thread, child or file is none.
 MOST_GROWTH = {"private": 2048.0, "rss": 3072.0, "descriptors": 1.0, "threads": 1.0, "children": 1.0}
 UNITS = {"private": "KiB", "rss": "KiB", "pss": "KiB"}
+WORDS = {"private": "private memory", "rss": "resident memory"}
 SHOWN = ("private", "rss", "pss", "descriptors", "threads", "children")
 
 
@@ -67,11 +68,15 @@ def groups(result: dict[str, Any], figure: str) -> dict[str, list[Series]]:
 def files(result: dict[str, Any]) -> dict[str, list[Series]]:
     """Files that are there for a moment, by where they are."""
     samples = [sample for sample in result["samples"] if sample["at"] >= warm_up(result)]
+
+    def series(count: Callable[[dict[str, Any]], int]) -> list[Series]:
+        return [Series(tuple((sample["at"], count(sample)) for sample in samples))]
+
     return {
-        "beside the tokens": [Series(tuple((each["at"], each["strays"]) for each in samples))],
-        "the refreshers' temporary directory": [Series(tuple((each["at"], each["scratch"]["refreshers"]) for each in samples))],
-        "the workers' temporary directory": [Series(tuple((each["at"], each["scratch"]["workers"]) for each in samples))],
-    }  # fmt: skip
+        "beside the tokens": series(lambda sample: sample["strays"]),
+        "in the refreshers' temporary directory": series(lambda sample: sample["scratch"]["refreshers"]),
+        "in the workers' temporary directory": series(lambda sample: sample["scratch"]["workers"]),
+    }
 
 
 def apart(result: dict[str, Any]) -> float:
@@ -92,46 +97,39 @@ def verdict(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What has to hold, and whether it does."""
     found: list[dict[str, Any]] = []
 
-    def claim(words: str, passed: bool, figure: object) -> None:
+    def claim(words: str, passed: object, figure: object) -> None:
         found.append({"claim": words, "passed": bool(passed), "figure": str(figure)})
 
-    judged = result["judged"]
-    claim(
-        "no invalid sample that nothing excuses",
-        not judged["samples"].get(UNEXCUSED),
-        judged["samples"].get(UNEXCUSED, 0),
-    )
-    back = [each for each in result["backwards"] if not any(0 <= each["at"] - at <= 15 for at in result["emptied_at"])]
+    judged, late, rest = result["judged"], result["late"], result["rest"]
+    bad = judged["samples"].get(UNEXCUSED, 0)
+    claim("no invalid sample that nothing excuses", not bad, bad)
     share = judged["credential_seconds"][STARVED] / (result["credentials"] * result["seconds"])
-    claim(f"the machine was up to it: starved less than {MOST_STARVED:.1%} of the time", share < MOST_STARVED, f"{share:.2%}")
+    words = f"the machine was up to it: tokens starved for less than {MOST_STARVED:.1%} of the time"
+    claim(words, share < MOST_STARVED, f"{share:.2%}")
+    back = [each for each in result["backwards"] if not any(0 <= each["at"] - at <= 15 for at in result["emptied_at"])]
     claim("no older generation after a newer one, but after the volume was emptied", not back, len(back))
     for figure, most in MOST_GROWTH.items():
         for who, series in groups(result, figure).items():
-            grown = growth(series, apart(result))
-            unit = UNITS.get(figure, "")
-            claim(f"{who}: {figure} grow by less than {most:g} {unit}".strip(), grown < most, f"{grown:+.1f}")
+            grown, unit = growth(series, apart(result)), UNITS.get(figure, "")
+            words = f"{who}: less than {most:g}{unit and ' ' + unit} more {WORDS.get(figure, figure)}"
+            claim(words, grown < most, f"{grown:+.1f}")
     for where, series in files(result).items():
         grown = growth(series, apart(result))
-        claim(f"files {where}: none more", grown < 1, f"{grown:+.1f}")
-    claim("no zombie, no orphan that stays", not result["stuck"], result["stuck"] or 0)
-    claim("no file is left beside the tokens", not result["rest"]["strays"], len(result["rest"]["strays"]))
-    claim(
-        "no file is left in a temporary directory",
-        not any(result["rest"]["scratch"].values()),
-        result["rest"]["scratch"],
-    )
-    claim(
-        "no refresher ended that was not told to", not result["ended_by_themselves"], result["ended_by_themselves"] or 0
-    )
-    most = max(result["terms"], default=0.0)
-    claim(f"TERM ends a refresher within {TERM_WITHIN:g} s, and what the machine was late",
-          most <= TERM_WITHIN + max(result["late"]["longest"], result["late"]["longest_start"]), f"{most:.2f} s at the most, of {len(result['terms'])}")  # fmt: skip
+        claim(f"no more files {where}", grown < 1, f"{grown:+.1f}")
+    claim("no zombie and no orphan that stays", not result["stuck"], result["stuck"] or 0)
+    claim("no file is left beside the tokens", not rest["strays"], len(rest["strays"]))
+    claim("no file is left in a temporary directory", not any(rest["scratch"].values()), rest["scratch"])
+    ended = result["ended_by_themselves"]
+    claim("no refresher ended that was not told to", not ended, ended or 0)
+    most, slack = max(result["terms"], default=0.0), max(late["longest"], late["longest_start"] - SLOW_START)
+    words = f"TERM ends a refresher within {TERM_WITHIN:g} s, and what the machine was late"
+    claim(words, most <= TERM_WITHIN + slack, f"{most:.2f} s at the most of {len(result['terms'])}")
     silent = [each for each in result["unanswered"] if each["late"] < 1.0 and each["slowest"] < SLOW_START]
-    claim(
-        "every scrape was answered within 5 s", not silent, f"{len(result['unanswered'])} of {result['polls']} were not"
-    )
+    words = f"{len(result['unanswered'])} of {result['polls']} were not"
+    claim("every scrape was answered within 5 s, but where the machine was late", not silent, words)
     totals = result["totals"]
-    claim("the workers saw tokens and used them", totals.get("generations") and totals.get("authenticated"), totals)
+    claim("the workers saw new tokens", totals.get("generations"), totals.get("generations"))
+    claim("the workers used them with GSSAPI", totals.get("authenticated"), totals.get("authenticated"))
     claim("the soak itself worked", not result["errors"], result["errors"] or "yes")
     return found
 
@@ -147,48 +145,38 @@ def page(result: dict[str, Any]) -> str:
     judged = result["judged"]
     span, words, totals = judged["credential_seconds"], judged["samples"], result["totals"]
     whole = result["credentials"] * result["seconds"]
-    lines = [
+    late = result["late"]
+    names = [f"{WORDS.get(name, name)}{', ' + UNITS[name] if name in UNITS else ''}" for name in SHOWN]
+    summary = (
         f"{result['minutes']:g} minutes, seed {result['seed']}: {result['credentials']} credentials with tickets of "
         f"{result['lifetime']} s, {result['workers']} workers, {sum(result['faults'].values())} faults "
-        f"({result['machine']}).",
-        "",
-        "| samples of tokens | |",
-        "|---|---|",
-        f"| taken by the workers | {totals.get('samples', 0):,} |",
-        f"| valid | {totals.get('valid', 0):,} |",
-        f"| invalid, excused: the outage was longer than policy can bridge | {words.get(EXCUSED, 0):,}; "
-        f"{span[EXCUSED]:,} of {whole:,.0f} credential-seconds ({span[EXCUSED] / whole:.2%}) |",
-        f"| invalid, while this machine gave nobody a processor | {words.get(STARVED, 0):,}; {span[STARVED]:,} s |",
-        f"| **invalid, not excused** | **{words.get(UNEXCUSED, 0):,}** |",
-        f"| generations seen / contexts tried / authenticated | {totals.get('generations', 0):,} / "
-        f"{totals.get('contexts', 0):,} / {totals.get('authenticated', 0):,} |",
-        f"| an interpreter with krb5 started in | {result['late']['start']} s (median of {result['late']['starts']}), "
-        f"{result['late']['longest_start']:.2f} s at the most, more than {SLOW_START} s "
-        f"{result['late']['slow_starts']} times |",
-        f"| a process that only sleeps was late | {result['late']['seconds']:,} s in all, "
-        f"{result['late']['longest']:.2f} s at the most |",
-        "",
-        "Excused samples by what was away: "
-        + (", ".join(f"{kind} {count:,}" for kind, count in sorted(judged["excused_by"].items())) or "none")
-        + ".",
-        "",
-        "| fault | times |",
-        "|---|---|",
-        *(f"| {fault} | {count} |" for fault, count in result["faults"].items()),
-        "",
-        "| growth in an hour (Theil-Sen) | "
-        + " | ".join(f"{name} {UNITS.get(name, '')}".strip() for name in SHOWN)
-        + " |",
-        "|---|" + "---|" * len(SHOWN),
-    ]
+        f"({result['machine']})."
+    )
+    rows = {
+        "samples of tokens": f"{totals.get('samples', 0):,}",
+        "valid": f"{totals.get('valid', 0):,}",
+        "invalid, excused: an outage was longer than policy can bridge": f"{words.get(EXCUSED, 0):,}; "
+        f"{span[EXCUSED]:,} of {whole:,.0f} credential-seconds ({span[EXCUSED] / whole:.2%})",
+        "invalid, starved: this machine gave nobody a processor": f"{words.get(STARVED, 0):,}; "
+        f"{span[STARVED]:,} credential-seconds ({span[STARVED] / whole:.2%})",
+        "**invalid, not excused**": f"**{words.get(UNEXCUSED, 0):,}**",
+        "excused samples, by what was away": ", ".join(f"{kind} {n:,}" for kind, n in judged["excused_by"].items()),
+        "tokens seen; contexts authenticated, of those that were tried": f"{totals.get('generations', 0):,}; "
+        f"{totals.get('authenticated', 0):,} of {totals.get('contexts', 0):,}",
+        "an interpreter with krb5 starts in": f"{late['start']} s (median of {late['starts']}), "
+        f"{late['longest_start']:.2f} s at the most, {late['slow_starts']} times more than {SLOW_START} s",
+        "a process that only sleeps was late": f"{late['seconds']:,} s in all, {late['longest']:.2f} s at the most",
+    }
+    lines = [summary, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    lines += ["", "| fault | times |", "|---|---|"]
+    lines += [f"| {fault} | {count} |" for fault, count in result["faults"].items()]
+    lines += ["", f"| growth in an hour (Theil-Sen) | {' | '.join(names)} |", "|---|" + "---|" * len(SHOWN)]
     for who, figures in slopes(result).items():
         cells = ["" if value is None else f"{value:+.1f}" for value in figures.values()]
         lines.append(f"| {who} | " + " | ".join(cells) + " |")
     lines += ["", "| what has to hold | | measured |", "|---|---|---|"]
-    lines += [
-        f"| {each['claim']} | {'yes' if each['passed'] else '**no**'} | {each['figure']} |"
-        for each in result["verdict"]
-    ]
+    for each in result["verdict"]:
+        lines.append(f"| {each['claim']} | {'yes' if each['passed'] else '**no**'} | {each['figure']} |")
     for finding in judged["findings"][:20]:
         lines += ["", f"- {finding['word']}: `{json.dumps(finding)}`"]
     return "\n".join([*lines, ""])
@@ -222,10 +210,11 @@ def picture(result: dict[str, Any]) -> str:
     memory = {name: of(name, "private") for name in names} | {"a worker (mean)": mean("private")}
     descriptors = {name: of(name, "descriptors") for name in names} | {"a worker (mean)": mean("descriptors")}
     end = max((each["at"] for each in samples), default=1.0)
+    height = 2 * (HEIGHT + GAP) + 10
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {2 * (HEIGHT + GAP) + 10}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{2 * (HEIGHT + GAP) + 10}" fill="white"/>',
+        f'{head} font-family="sans-serif" font-size="12">',
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
         *_plot("private memory, MiB", memory, end, GAP - 10),
         *_plot("open descriptors", descriptors, end, HEIGHT + 2 * GAP - 10),
         "</svg>",

@@ -237,11 +237,14 @@ def soak(minutes: float, seed: int, out: Path, credentials: int, workers: int) -
                 "samples": sampler.samples,
                 "errors": errors,
             }  # fmt: skip
-            details = {"faults": disturber.faults, "late": late.late, "starts": late.starts,
-                       "polls": [(poll.at, dict(poll.failing), sorted(poll.well) if poll.failing else None)
-                                 for poll in place.polls],
-                       "runs": [{"worker": worker.number, **run} for worker in place.workers for run in worker.runs],
-                       "outages": [{**vars(each), "group": sorted(each.group)} for each in disturber.outages]}  # fmt: skip
+            details = {
+                "faults": disturber.faults,
+                "outages": [{**vars(each), "group": sorted(each.group)} for each in disturber.outages],
+                "late": late.late,
+                "starts": late.starts,
+                "polls": [(poll.at, dict(poll.failing), sorted(poll.well)) for poll in place.polls if poll.failing],
+                "runs": [{"worker": worker.number, **run} for worker in place.workers for run in worker.runs],
+            }
             with gzip.open(out / "details.json.gz", "wt") as file:  # to judge it again
                 json.dump(details, file)
     return result

@@ -1,8 +1,8 @@
 """A worker of the soak: reads the tokens that it is told of five times a second, and says what did not pass.
 
 `worker.py JSON`: `paths` and `principals` by the credentials' names, the first of which is the one it uses; `kind`
-(`shared`, `private`, `gss`, `gss-private`), `acceptor` (a port on loopback) and `service`. Ends with the end of standard
-input. Prints a JSON object a line: a run of samples that did not pass once it is over, and its figures at the end.
+(`shared`, `private`, `gss`, `gss-private`), `acceptor` (a port on loopback) and `service`. Ends with the end of
+standard input. Prints a JSON object a line: samples in a row that did not pass; its figures at the end.
 """
 
 import json
