@@ -102,9 +102,7 @@ def test_a_leader_that_died_is_missed_until_the_next_look_at_the_lock() -> None:
     assert verdict(soon + over + 0.1, killed, last=last) == UNEXCUSED
 
 
-@pytest.mark.parametrize(
-    "reason", ["unreadable", "corrupt", "wrong_principal", "not_yet_valid", "context"]
-)
+@pytest.mark.parametrize("reason", ["unreadable", "corrupt", "wrong_principal", "not_yet_valid", "context"])
 def test_what_no_outage_explains(reason: str) -> None:
     everything = [Outage(kind, 990.0, 1100.0) for kind in (NO_KDC, NO_SPACE, NO_LEADER, NO_TOKENS)]
     assert verdict(1005.0, *everything, reason=reason, polls=(well(1100.1),)) == UNEXCUSED
