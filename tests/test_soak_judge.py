@@ -122,6 +122,8 @@ def test_starvation_is_a_word_of_its_own_and_has_a_measure() -> None:
     assert verdict(1006.5, outage, polls=polls, late=Sleeper([(1004.0, 0.6)])) == STARVED
     assert verdict(1004.6, late=Sleeper(starts=[(1001.0, 0.1)])) == UNEXCUSED
     assert verdict(1004.6, late=Sleeper(starts=[(1001.0, 0.9)])) == STARVED
+    assert verdict(1004.6, late=Sleeper(starts=[(980.0, 19.0)])) == STARVED  # it was under way
+    assert verdict(1004.6, late=Sleeper(starts=[(980.0, 9.0)])) == UNEXCUSED
     assert verdict(1004.6, reason="corrupt", late=Sleeper(starts=[(1001.0, 9.0)])) == UNEXCUSED
 
 

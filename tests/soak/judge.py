@@ -38,6 +38,7 @@ IN_FLIGHT = 2.0  # seconds in which a try that began before the end of an outage
 LOOK = 2.0 + 0.2  # seconds from an event to the look at the files (service.py, _LOOKS_APART and _SETTLE)
 STARVED_BEFORE = 8.0  # seconds before a sample in which a late process counts: a token's life, and a few tries
 SLOW_START = 0.4  # seconds
+STARTS_BACK = 20  # of the starts: one follows the other
 SHARE = policy.Share(fraction=0.5)  # the soak's expiry_window
 
 NO_KDC, NO_SPACE, NO_TOKENS, NO_LEADER, NO_KEY = "kdc", "space", "tokens", "leader", "key"
@@ -175,8 +176,9 @@ class Sleeper:
         return sum(seconds for _, seconds in _between(self.late, began, ended))
 
     def slowest(self, began: float, ended: float) -> float:
-        """The longest of the starts, in seconds."""
-        return max((seconds for _, seconds in _between(self.starts, began, ended)), default=0.0)
+        """The longest of the starts that were under way then, in seconds."""
+        under_way = self.starts[: bisect.bisect_right(self.starts, (ended, float("inf")))]
+        return max((seconds for when, seconds in under_way[-STARTS_BACK:] if when + seconds >= began), default=0.0)
 
 
 def _between(found: list[tuple[float, float]], began: float, ended: float) -> list[tuple[float, float]]:

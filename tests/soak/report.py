@@ -177,8 +177,9 @@ def page(result: dict[str, Any]) -> str:
     lines += ["", "| what has to hold | | measured |", "|---|---|---|"]
     for each in result["verdict"]:
         lines.append(f"| {each['claim']} | {'yes' if each['passed'] else '**no**'} | {each['figure']} |")
-    for finding in judged["findings"][:20]:
-        lines += ["", f"- {finding['word']}: `{json.dumps(finding)}`"]
+    bad = [finding for finding in judged["findings"] if finding["word"] == UNEXCUSED]
+    for finding in bad[:10]:
+        lines += ["", f"`{json.dumps(finding)}`"]
     return "\n".join([*lines, ""])
 
 

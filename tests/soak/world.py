@@ -98,7 +98,6 @@ class Refresher:
         new.rename(self.config)
 
     def start(self) -> None:
-        self.asked = False
         self.life += 1
         read_end, write_end = os.pipe()
         self.process = subprocess.Popen(
@@ -108,6 +107,7 @@ class Refresher:
             stdout=write_end, stderr=write_end, cwd="/",
             **self.world.as_refresher,
         )  # fmt: skip
+        self.asked = False
         os.close(write_end)
         self.log = Log(read_end, self.world.out / f"{self.name}.log")
 
