@@ -399,6 +399,7 @@ def _config(options: argparse.Namespace) -> int:
 def _service(options: argparse.Namespace) -> Any:
     """The service that the settings describe, and what writes the last lines of its log."""
     service, log = _refreshers("service"), _refreshers("log")
+    _refreshers("isolation").no_core_dump()
     settings = _settings(options)
     write_the_rest = log.set_up(settings.refresher.log_format)
     return service.Service(settings, reread=lambda: _settings(options)), write_the_rest

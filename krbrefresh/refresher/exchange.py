@@ -12,7 +12,6 @@ import ctypes
 import errno
 import json
 import os
-import resource
 import signal
 import stat
 import sys
@@ -25,6 +24,7 @@ from .. import ccache
 from ..client import load
 from ..errors import RefreshError, TokenError
 from .files import Files, identities, worked_with
+from .isolation import no_core_dump
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_DUMPABLE = 4
@@ -490,7 +490,7 @@ def _isolate(parent: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.prctl(_PR_SET_DUMPABLE, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    no_core_dump()
     if os.getppid() != parent:  # it died before the first call took effect
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle

@@ -159,13 +159,17 @@ def judged(place: World, disturber: Disturber, late: measure.Late) -> dict[str, 
     return {"samples": dict(words), "credential_seconds": spans, "excused_by": dict(by_kind), "findings": found}
 
 
+def end(number: int, _: object) -> None:
+    """Whatever was started is ended with this process."""
+    raise SystemExit(128 + number)
+
+
 def soak(minutes: float, seed: int, out: Path, credentials: int, workers: int) -> dict[str, Any]:
     """Runs it; the result, as it is written."""
     errors: list[str] = []
-    # Started by nohup, this process ignores these, and so would all that it starts.
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
-        if signal.getsignal(number) is signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    # Started by nohup, this process ignores some of these, and so would all that it starts.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, end)
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory(prefix="krbrefresh-soak-") as name:
         os.chmod(name, 0o755)
