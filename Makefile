@@ -1,4 +1,4 @@
-.PHONY: help demo test test-long test-servers test-frameworks test-chart test-containers fuzz soak lint types docs lock clean setup
+.PHONY: help demo test test-long test-servers test-frameworks test-chart test-containers fuzz soak lint audit types docs lock clean setup
 
 SECONDS = 60
 MINUTES = 60
@@ -45,6 +45,9 @@ soak: setup ## refreshers, workers and faults at random, for MINUTES=60; results
 lint: setup ## ruff, lint and format
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+
+audit: setup ## what programs that look for weaknesses say: bandit, and pip-audit where it can ask for advisories
+	@tools/audit
 
 types: setup ## mypy --strict
 	@.venv/bin/mypy

@@ -288,7 +288,7 @@ def _become(argv: list[str]) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and the command would inherit that
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvp(argv[0], argv)  # noqa: S606  (that is what exec is for)
+        os.execvp(argv[0], argv)  # that is what exec is for  # noqa: S606  # nosec B606
     except OSError as error:
         raise CommandError(error) from None
 
