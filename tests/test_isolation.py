@@ -14,7 +14,18 @@ from pathlib import Path
 import pytest
 
 from tests.faults import LISTENING, Http, keytab_bytes, krb5_conf
-from tests.processes import GROUP, REFRESHER, STRANGER, WORKER, Refresher, Runner, children_of, refresher, toml
+from tests.processes import (
+    GROUP,
+    REFRESHER,
+    STRANGER,
+    WORKER,
+    Refresher,
+    Runner,
+    children_of,
+    krbrefresh_command,
+    refresher,
+    toml,
+)
 from tests.support import Realm, SilentKdc, eventually
 
 # Tries these one after the other, and says what became of each: "done", or the error's name.
@@ -82,6 +93,9 @@ print(json.dumps(told))
 REFUSED = {"EACCES", "EPERM"}
 
 
+_KEY = os.urandom(32)  # of the one that waits
+
+
 class Waiting:
     """A refresher that has published one token, and waits for another one's KDC: with its child, which asks."""
 
@@ -101,7 +115,7 @@ def waiting(runner: Runner, realm: Realm, place: Path) -> Iterator[Waiting]:
         (place / "volume").mkdir()
         os.chown(place / "volume", REFRESHER, REFRESHER)
         stale = place / "stale"
-        stale.write_bytes(keytab_bytes("etl@SILENT"))
+        stale.write_bytes(keytab_bytes("etl@SILENT", key=_KEY))
         stale.chmod(0o400)
         os.chown(stale, REFRESHER, REFRESHER)
         env = krb5_conf(place / "krb5.conf", realm, SILENT=silent.port)
@@ -173,6 +187,27 @@ def test_not_even_its_own_user_can_look_into_the_child_with_the_keys(waiting: Wa
     assert told["refresher: environ"] == told["child: signal"] == "done"  # there is no wall between the two
 
 
+def holds(pid: int, secret: bytes) -> bool:
+    """Whether these bytes are anywhere in the memory of a process."""
+    with open(f"/proc/{pid}/mem", "rb", buffering=0) as memory:
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            place, rights = line.split()[:2]
+            if "r" not in rights or "[v" in line:  # vvar and vsyscall are the kernel's
+                continue
+            start, end = (int(each, 16) for each in place.split("-"))
+            memory.seek(start)
+            if secret in memory.read(end - start):
+                return True
+    return False
+
+
+@pytest.mark.root
+def test_the_key_is_in_the_memory_of_the_child_alone(waiting: Waiting, realm: Realm, place: Path) -> None:
+    assert holds(waiting.child, _KEY)
+    assert not holds(waiting.pid, _KEY)
+    assert holds(waiting.pid, realm.name.encode())  # it would have been found
+
+
 def limits(pid: int) -> tuple[str, str]:
     """Soft and hard limit of core dumps."""
     (line,) = [each for each in Path(f"/proc/{pid}/limits").read_text().splitlines() if "core file size" in each]
@@ -208,6 +243,26 @@ def test_the_child_has_no_descriptor_of_its_parent_but_the_three(waiting: Waitin
     beside = {what for number, what in its.items() if number > 2} - pipes
     assert all(what.startswith("socket:") for what in beside), its  # its own, with the KDC
     assert not beside & set(parents.values())
+
+
+def test_what_the_environment_adds_to_python_does_not_run_in_the_child(
+    runner: Runner, realm: Realm, place: Path
+) -> None:
+    seen, added = place / "seen", place / "added"
+    added.mkdir()
+    (added / "sitecustomize.py").write_text(f"import sys\nopen({str(seen)!r}, 'a').write(f'{{sys.orig_argv}}\\n')\n")
+    done = krbrefresh_command(
+        "once",
+        runner,
+        realm,
+        PYTHONPATH=os.pathsep.join([str(added), runner.env.get("PYTHONPATH", "")]),
+        KRBREFRESH__KERBEROS__PRINCIPAL=realm.principal("etl"),
+        KRBREFRESH__KERBEROS__KEYTAB=str(realm.keytab(place / "k", "etl")),
+        KRBREFRESH__KERBEROS__CCACHE=str(place / "token" / "krb5cc"),
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = seen.read_text().splitlines()  # the parent's
+    assert "'once'" in line
 
 
 _LIST = "import os, sys; print(sorted(n for n in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{n}')))"
