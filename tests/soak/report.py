@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The soak's page and picture, drawn from its JSON.
+"""The soak's page and picture, drawn from its JSON, which is copied there.
 
 .venv/bin/python -m tests.soak.report soak.json DIRECTORY
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.soak.judge import EXCUSED, SLOW_START, STARVED, UNEXCUSED, Series, growth, slope
+from tests.soak.measure import FIGURES
 from tests.soak.world import PAIR, VETERAN
 
 WARM_UP = 300.0  # seconds that are left out of the slopes, or a third of a run that is shorter than four times that
@@ -23,6 +24,8 @@ TERM_WITHIN = 1.0  # seconds, on a machine that has a processor for it
 MOST_GROWTH = {"private": 2048.0, "rss": 3072.0, "descriptors": 1.0, "threads": 1.0, "children": 1.0}
 UNITS = {"private": "KiB", "rss": "KiB", "pss": "KiB"}
 WORDS = {"private": "private memory", "rss": "resident memory"}
+WORKER = (*FIGURES, "children")  # what the numbers of a worker are
+JSON, MARK = "soak.json", "<!-- figures: tests/soak/report.py -->"
 SHOWN = ("private", "rss", "pss", "descriptors", "threads", "children")
 
 
@@ -52,7 +55,7 @@ def workers(result: dict[str, Any], figure: str) -> list[Series]:
     for sample in result["samples"]:
         if sample["at"] >= warm_up(result):
             for number, each in sample["workers"].items():
-                found.setdefault(number, []).append((sample["at"], each[figure]))
+                found.setdefault(number, []).append((sample["at"], each[WORKER.index(figure)]))
     return [Series(tuple(points)) for points in found.values()]
 
 
@@ -135,9 +138,12 @@ def verdict(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def write(result: dict[str, Any], out: Path) -> None:
-    """soak.md and soak.svg."""
+    """soak.svg and soak.md; of a soak.md that is there, what stands before the figures is kept."""
     (out / "soak.svg").write_text(picture(result))
-    (out / "soak.md").write_text(page(result))
+    text, path = f"{MARK}\n\n{page(result)}", out / "soak.md"
+    if path.exists() and MARK in path.read_text():
+        text = path.read_text().partition(MARK)[0] + text
+    path.write_text(text)
 
 
 def page(result: dict[str, Any]) -> str:
@@ -167,7 +173,15 @@ def page(result: dict[str, Any]) -> str:
         f"{late['longest_start']:.2f} s at the most, {late['slow_starts']} times more than {SLOW_START} s",
         "a process that only sleeps was late": f"{late['seconds']:,} s in all, {late['longest']:.2f} s at the most",
     }
-    lines = [summary, "", "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    lines = [
+        summary,
+        "",
+        "![Memory and descriptors over the run](soak.svg)",
+        "",
+        "| | |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in rows.items()),
+    ]
     lines += ["", "| fault | times |", "|---|---|"]
     lines += [f"| {fault} | {count} |" for fault, count in result["faults"].items()]
     lines += ["", f"| growth in an hour (Theil-Sen) | {' | '.join(names)} |", "|---|" + "---|" * len(SHOWN)]
@@ -202,7 +216,10 @@ def picture(result: dict[str, Any]) -> str:
     def mean(figure: str) -> list[tuple[float, float]]:
         scale = 1024 if figure in UNITS else 1
         return [
-            (each["at"], sum(one[figure] for one in each["workers"].values()) / len(each["workers"]) / scale)
+            (
+                each["at"],
+                sum(one[WORKER.index(figure)] for one in each["workers"].values()) / len(each["workers"]) / scale,
+            )
             for each in samples
             if each["workers"]
         ]
@@ -251,3 +268,4 @@ if __name__ == "__main__":
     read = json.loads(Path(sys.argv[1]).read_text())
     read["verdict"] = verdict(read)
     write(read, Path(sys.argv[2]))
+    (Path(sys.argv[2]) / JSON).write_text(json.dumps(read, separators=(",", ":")) + "\n")

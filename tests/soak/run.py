@@ -44,6 +44,7 @@ from tests.soak.world import LIFETIME, World, world
 
 SAMPLE_EVERY = 10.0  # seconds
 POLL_EVERY = 0.5
+MOST_FINDINGS = 200  # in soak.json; details.json.gz has the runs of samples that they come from
 SETTLE = 70.0  # seconds at the end without faults: the longest wait that policy gives after a failure, and some
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
@@ -84,7 +85,7 @@ class Sampler:
             if figures:
                 children = [child for child, (parent, _) in parents.items() if parent == pid]
                 odd |= dict.fromkeys(children, f"child of worker {worker.number}")
-                sample["workers"][str(worker.number)] = {**figures, "children": len(children)}
+                sample["workers"][str(worker.number)] = [*figures.values(), len(children)]  # report.py, WORKER
         if place.realm.kdc._kdc_proc:
             ours.add(place.realm.kdc._kdc_proc.pid)
         # This process is who gets the children of parents that have died.
@@ -156,7 +157,12 @@ def judged(place: World, disturber: Disturber, late: measure.Late) -> dict[str, 
     spans = {
         word: round(sum(seconds(sorted(each), 1.0) for each in chosen.values()), 1) for word, chosen in times.items()
     }
-    return {"samples": dict(words), "credential_seconds": spans, "excused_by": dict(by_kind), "findings": found}
+    return {
+        "samples": dict(words),
+        "credential_seconds": spans,
+        "excused_by": dict(by_kind),
+        "findings": found[:MOST_FINDINGS],
+    }
 
 
 def end(number: int, _: object) -> None:
@@ -267,9 +273,9 @@ def main() -> int:
     print(f"seed {options.seed}, results in {out}", flush=True)
     result = soak(options.minutes, options.seed, out, options.credentials, options.workers)
     result["verdict"] = report.verdict(result)
-    (out / "soak.json").write_text(json.dumps(result, separators=(",", ":")) + "\n")
+    (out / report.JSON).write_text(json.dumps(result, separators=(",", ":")) + "\n")
     report.write(result, out)
-    print((out / "soak.md").read_text())
+    print(report.page(result))
     return 0 if all(each["passed"] for each in result["verdict"]) else 1
 
 
