@@ -22,6 +22,7 @@ TERM_WITHIN = 1.0  # seconds, on a machine that has a processor for it
 # How much a process may have grown over its life, by the slope. A refresher makes seven exchanges a second: a leak of
 # 90 bytes in each is 2 MiB in an hour. Less than one descriptor, thread, child or file is none.
 MOST_GROWTH = {"private": 2048.0, "rss": 3072.0, "descriptors": 1.0, "threads": 1.0, "children": 1.0}
+SHORT = 1200.0  # seconds; in a run that is shorter, what a process takes at its start is a good part of it
 UNITS = {"private": "KiB", "rss": "KiB", "pss": "KiB"}
 WORDS = {"private": "private memory", "rss": "resident memory"}
 WORKER = (*FIGURES, "children")  # what the numbers of a worker are
@@ -111,7 +112,8 @@ def verdict(result: dict[str, Any]) -> list[dict[str, Any]]:
     claim(words, share < MOST_STARVED, f"{share:.2%}")
     back = [each for each in result["backwards"] if not any(0 <= each["at"] - at <= 15 for at in result["emptied_at"])]
     claim("no older generation after a newer one, but after the volume was emptied", not back, len(back))
-    for figure, most in MOST_GROWTH.items():
+    for figure, bound in MOST_GROWTH.items():
+        most = 2 * bound if figure in UNITS and result["seconds"] < SHORT else bound
         for who, series in groups(result, figure).items():
             grown, unit = growth(series, apart(result)), UNITS.get(figure, "")
             words = f"{who}: less than {most:g}{unit and ' ' + unit} more {WORDS.get(figure, figure)}"
