@@ -149,3 +149,4 @@ def test_lives_are_not_compared_with_each_other() -> None:
     old = Series(tuple((when, 90.0) for when in range(600, 1200, 10)))
     assert slope([young, old], 120) == 0
     assert slope([Series(((0.0, 1.0),))], 120) is None
+    assert growth([Series(((0.0, 1.0),))], 120) is None

@@ -244,7 +244,8 @@ def slope(series: Iterable[Series], apart: float) -> float | None:
     return median(slopes) * 3600 if slopes else None
 
 
-def growth(series: Sequence[Series], apart: float) -> float:
-    """How much it grew over the longest of these lives, by the slope."""
+def growth(series: Sequence[Series], apart: float) -> float | None:
+    """How much it grew over the longest of these lives, by the slope; None where none was long enough."""
     longest = max((each.points[-1][0] - each.points[0][0] for each in series if each.points), default=0.0)
-    return (slope(series, apart) or 0.0) * longest / 3600
+    found = slope(series, apart)
+    return None if found is None else found * longest / 3600

@@ -77,7 +77,13 @@ class Sampler:
             figures = measure.of(pid, looks=4)
             if figures and each.life == life:
                 times = {"spent": round(measure.spent(pid), 2), "waited": round(measure.waited(pid), 2)}
-                sample["refreshers"][name] = {"life": life, **figures, "children": len(children), **times}
+                sample["refreshers"][name] = {
+                    "life": life,
+                    "leads": each.led > 0,
+                    **figures,
+                    "children": len(children),
+                    **times,
+                }
         for worker in place.workers:
             pid = worker.process.pid
             ours.add(pid)

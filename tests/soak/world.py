@@ -71,6 +71,7 @@ class Refresher:
         self.port = world.port()
         self.config = world.place / f"{name}.toml"
         self.life = 0
+        self.led = 0  # credentials that it publishes, when it was last asked
         self.answered = 0  # the life in which it was last heard over HTTP
         self.ends: list[dict[str, Any]] = []  # lives that nobody had asked to end
         self.asked = True
@@ -315,6 +316,7 @@ class World:
             try:
                 told = each.metrics()
                 each.answered = life
+                each.led = sum("next_refresh_timestamp_seconds" in metrics for metrics in told.values())
             except OSError as error:
                 if each.alive and each.life == life == each.answered:  # else it has just begun, or has just ended
                     self.unanswered.append({"refresher": each.name, "at": began, "error": str(error)})
