@@ -28,6 +28,7 @@ SHORT = 1200.0  # seconds; in a run that is shorter, what a process takes at its
 UNITS = {"private": "KiB", "rss": "KiB", "pss": "KiB"}
 WORDS = {"private": "private memory", "rss": "resident memory"}
 WORKER = (*FIGURES, "children")  # what the numbers of a worker are
+UP_TO_IT = "the machine was up to it"
 JSON, MARK = "soak.json", "<!-- figures: tests/soak/report.py -->"
 SHOWN = ("private", "rss", "pss", "descriptors", "threads", "children")
 
@@ -111,7 +112,7 @@ def verdict(result: dict[str, Any]) -> list[dict[str, Any]]:
     bad = judged["samples"].get(UNEXCUSED, 0)
     claim("no invalid sample that nothing excuses", not bad, bad)
     share = judged["credential_seconds"][STARVED] / (result["credentials"] * result["seconds"])
-    words = f"the machine was up to it: tokens starved for less than {MOST_STARVED:.1%} of the time"
+    words = f"{UP_TO_IT}: tokens starved for less than {MOST_STARVED:.1%} of the time"
     claim(words, share < MOST_STARVED, f"{share:.2%}")
     back = [each for each in result["backwards"] if not any(0 <= each["at"] - at <= 15 for at in result["emptied_at"])]
     claim("no older generation after a newer one, but after the volume was emptied", not back, len(back))

@@ -273,6 +273,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="where the results go; a new directory, unless it is named")
     parser.add_argument("--credentials", type=int, default=50)
     parser.add_argument("--workers", type=int, default=20)
+    words = "a machine that is too busy for the soak to say much is no failure; whatever else is, is"
+    parser.add_argument("--even-if-starved", action="store_true", help=words)
     options = parser.parse_args()
     out = options.out or Path(tempfile.mkdtemp(prefix="krbrefresh-soak-out-"))
     out.mkdir(parents=True, exist_ok=True)
@@ -282,7 +284,11 @@ def main() -> int:
     (out / report.JSON).write_text(json.dumps(result, separators=(",", ":")) + "\n")
     report.write(result, out)
     print(report.page(result))
-    return 0 if all(each["passed"] for each in result["verdict"]) else 1
+    failed = [each["claim"] for each in result["verdict"] if not each["passed"]]
+    if options.even_if_starved and any(claim.startswith(report.UP_TO_IT) for claim in failed):
+        print("this machine was too busy: the run says little")
+        failed = [claim for claim in failed if not claim.startswith(report.UP_TO_IT)]
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
