@@ -9,6 +9,9 @@ refresher's policy can bridge:
   What was planned is read from the refresher's metrics, and may be no later than policy.py allows after so many
   failures. Where a leader was killed it reaches on for the standby's look at the lock, where the tokens were removed or
   a keytab was exchanged for a look at the files. To that comes ALLOWANCE, for an exchange and a publication.
+- A KDC that is silent for more than a quarter of a second though nobody has stopped it, since its disk or its processor
+  is not to be had, is such an outage, too: it is asked ten times a second by a process that has nothing to do with
+  krbrefresh. It has a name of its own in the report.
 - Outages of one credential that overlap are one outage.
 - A token that has ended is excused by the outage that holds the sample, if that outage began before the token's first
   try, at the latest moment that policy may give it, was over. One that began later cannot have been the cause.
@@ -41,10 +44,11 @@ SLOW_START = 0.4  # seconds
 STARTS_BACK = 20  # of the starts: one follows the other
 SHARE = policy.Share(fraction=0.5)  # the soak's expiry_window
 
+BY_ITSELF = "kdc by itself"  # it was silent, and nobody had stopped it
 NO_KDC, NO_SPACE, NO_TOKENS, NO_LEADER, NO_KEY = "kdc", "space", "tokens", "leader", "key"
 EXCUSED, STARVED, UNEXCUSED = "excused", "starved", "unexcused"
 OWN_WORK = ("copy", "context")  # what a worker itself makes of a valid token: nothing but starvation excuses it
-OURS_TO_WAIT = (NO_KDC, NO_SPACE)  # tries fail for as long as it lasts, and the next one is planned
+OURS_TO_WAIT = (NO_KDC, BY_ITSELF, NO_SPACE)  # tries fail for as long as it lasts, and the next one is planned
 
 Plan = tuple[int, float]  # failures in a row, and when the next try is due
 

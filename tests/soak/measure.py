@@ -16,12 +16,26 @@ from tests.soak.judge import Sleeper
 
 FIGURES = ("pss", "rss", "private", "descriptors", "threads")  # memory in KiB
 
-# It sleeps, and now and then it starts what an exchange's child is before it asks a KDC: an interpreter with krb5. Both
-# are told with how long they took, and neither has anything to do with a refresher.
+# It sleeps; it asks the KDC something that it answers without looking anything up; and now and then it starts what an
+# exchange's child is before it asks a KDC: an interpreter with krb5. All are told with how long they took, and none has
+# anything to do with a refresher.
 _SLEEPER = """
-import subprocess, sys, threading, time
+import socket, subprocess, sys, threading, time
+def ask():
+    while True:
+        began = time.time(); before = time.monotonic()
+        try:
+            with socket.create_connection(("127.0.0.1", int(sys.argv[2])), timeout=20) as kdc:
+                kdc.sendall(bytes([0x7f, 255, 255, 255]))  # a request of this length is refused with an error
+                kdc.recv(1)
+        except OSError:
+            pass
+        took = time.monotonic() - before
+        if took > 0.25: print(f"kdc {began:.3f} {took:.3f}", flush=True)
+        time.sleep(0.1)
+threading.Thread(target=ask, daemon=True).start()
 def start():
-    code = "import sys; sys.path += " + repr(sys.argv[1:]) + "; import krb5"
+    code = "import sys; sys.path += " + repr([sys.argv[1]]) + "; import krb5"
     while True:
         began = time.time(); before = time.monotonic()
         subprocess.run([sys.executable, "-I", "-S", "-c", code], stderr=subprocess.DEVNULL)
@@ -89,11 +103,17 @@ def waited(pid: int) -> float:
 
 
 class Late(Sleeper):
-    """The process that only sleeps; `late` grows while it runs."""
+    """The process that has nothing to do with a refresher; what it tells grows while it runs. `silences` are when the
+    KDC on that port took its time, and how long."""
+
+    def __init__(self, kdc_port: int) -> None:
+        super().__init__()
+        self._port = kdc_port
+        self.silences: list[tuple[float, float]] = []
 
     def __enter__(self) -> Late:
         library = os.path.dirname(os.path.dirname(krb5.__file__))
-        command = [sys.executable, "-I", "-S", "-c", _SLEEPER, library]
+        command = [sys.executable, "-I", "-S", "-c", _SLEEPER, library, str(self._port)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
@@ -112,4 +132,5 @@ class Late(Sleeper):
         assert self._process.stdout
         for line in self._process.stdout:
             word, when, seconds = line.split()
-            (self.late if word == "late" else self.starts).append((float(when), float(seconds)))
+            told = {"late": self.late, "start": self.starts, "kdc": self.silences}
+            told[word].append((float(when), float(seconds)))

@@ -179,6 +179,7 @@ def page(result: dict[str, Any]) -> str:
         f"{span[STARVED]:,} credential-seconds ({span[STARVED] / whole:.2%})",
         "**invalid, not excused**": f"**{words.get(UNEXCUSED, 0):,}**",
         "excused samples, by what was away": ", ".join(f"{kind} {n:,}" for kind, n in judged["excused_by"].items()),
+        "the KDC was silent, and nobody had stopped it": "{} times, {} s".format(*judged["kdc_silent_by_itself"]),
         "tokens seen; contexts authenticated, of those that were tried": f"{totals.get('generations', 0):,}; "
         f"{totals.get('authenticated', 0):,} of {totals.get('contexts', 0):,}",
         "an interpreter with krb5 starts in": f"{late['start']} s (median of {late['starts']}), "

@@ -29,11 +29,14 @@ from typing import Any
 from tests.soak import measure, report
 from tests.soak.disturb import Disturber
 from tests.soak.judge import (
+    BY_ITSELF,
     EXCUSED,
+    NO_KDC,
     SLOW_START,
     STARVED,
     UNEXCUSED,
     Last,
+    Outage,
     Reach,
     Verdict,
     judge,
@@ -130,9 +133,15 @@ def every(interval: float, work: Any, stop: threading.Event, errors: list[str]) 
 
 def judged(place: World, disturber: Disturber, late: measure.Late) -> dict[str, Any]:
     """What the samples that did not pass came to."""
+    planned = [outage for outage in disturber.outages if outage.kind == NO_KDC]
+    by_itself = [
+        Outage(BY_ITSELF, when, when + took, frozenset(place.names))
+        for when, took in late.silences
+        if not any(outage.began < when + took and when < outage.ended for outage in planned)
+    ]
+    outages = [*disturber.outages, *by_itself]
     reaches: dict[str, list[Reach]] = {
-        name: [reach(outage, name, place.polls) for outage in disturber.outages if name in outage.group]
-        for name in place.names
+        name: [reach(outage, name, place.polls) for outage in outages if name in outage.group] for name in place.names
     }
     words: Counter[str] = Counter()
     times: dict[str, dict[str, list[float]]] = {EXCUSED: {}, STARVED: {}, UNEXCUSED: {}}
@@ -163,7 +172,9 @@ def judged(place: World, disturber: Disturber, late: measure.Late) -> dict[str, 
     spans = {
         word: round(sum(seconds(sorted(each), 1.0) for each in chosen.values()), 1) for word, chosen in times.items()
     }
+    silent = round(sum(outage.ended - outage.began for outage in by_itself), 1)
     return {
+        "kdc_silent_by_itself": [len(by_itself), silent],
         "samples": dict(words),
         "credential_seconds": spans,
         "excused_by": dict(by_kind),
@@ -185,7 +196,10 @@ def soak(minutes: float, seed: int, out: Path, credentials: int, workers: int) -
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     with tempfile.TemporaryDirectory(prefix="krbrefresh-soak-") as name:
         os.chmod(name, 0o755)
-        with world(Path(name), out, credentials, workers, seed) as place, measure.Late() as late:
+        with (
+            world(Path(name), out, credentials, workers, seed) as place,
+            measure.Late(place.realm.kdc.portbase) as late,
+        ):
             place.start_workers()
             sampler = Sampler(place, late)
             stop = threading.Event()
@@ -258,6 +272,7 @@ def soak(minutes: float, seed: int, out: Path, credentials: int, workers: int) -
                 "outages": [{**vars(each), "group": sorted(each.group)} for each in disturber.outages],
                 "late": late.late,
                 "starts": late.starts,
+                "silences": late.silences,
                 "polls": [(poll.at, dict(poll.failing), sorted(poll.well)) for poll in place.polls if poll.failing],
                 "runs": [{"worker": worker.number, **run} for worker in place.workers for run in worker.runs],
             }

@@ -306,7 +306,6 @@ class World:
 
     def poll(self) -> None:
         """Asks the refreshers how they are."""
-        now = time.time()
         failing: dict[str, tuple[int, float]] = {}
         well = set()
         for each in self.refreshers.values():
@@ -331,7 +330,8 @@ class World:
                     )
                 elif metrics.get("ticket_expiration_timestamp_seconds", 0.0) > time.time():
                     well.add(credential)
-        self.polls.append(Poll(now, failing, frozenset(well)))
+        # Now: a try that is due is told to be due at the moment of the answer.
+        self.polls.append(Poll(time.time(), failing, frozenset(well)))
 
     def strays(self) -> list[str]:
         """What lies on the volume beside the tokens and the locks."""
