@@ -1,9 +1,9 @@
-"""Every state that a file system may be in after a crash in the middle of a publication, by a model of POSIX's promises.
+"""Every state that a file system may be in after a crash in the middle of a publication, by a model of POSIX.
 
 The publication's calls are recorded as they are made. What POSIX promises is little: what fsync(2) of a file has
-returned for, the file has kept, and fsync of a directory keeps its names. Of everything else any part may be there after
-a crash: no write, half of it, as many zeros or all, and any of the names that were made, moved and removed. A worker's
-reader looks at what is at the path then. A file system that promises as little as that is not known;
+returned for, the file has kept, and fsync of a directory keeps its names. Of everything else any part may be there
+after a crash: no write, half of it, as many zeros or all, and any of the names that were made, moved and removed. A
+worker's reader looks at what is at the path then. A file system that promises as little as that is not known;
 tests/chaos/power_cuts.py does the same to real ones.
 """
 

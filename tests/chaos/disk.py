@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 import random
+import signal
 import stat
 import struct
 import subprocess
@@ -39,6 +40,7 @@ _NAME = b"disk"
 
 _CLONE_NEWNS = 0x00020000
 _MNT_DETACH = 2
+_PR_SET_PDEATHSIG = 1
 # linux/loop.h, linux/fs.h
 _LOOP_CTL_GET_FREE, _LOOP_CONFIGURE, _LO_FLAGS_AUTOCLEAR = 0x4C82, 0x4C0A, 4
 _BLKFLSBUF = 0x1261
@@ -54,6 +56,11 @@ def private_mounts() -> None:
     """This process's mounts are its own from now on, and end with it. Needs root."""
     _checked(_libc.unshare(_CLONE_NEWNS), "unshare")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+
+
+def die_with_parent() -> None:
+    """This process is killed when the one that has started it ends: its mounts and devices go with it."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL), "prctl")
 
 
 @dataclass
