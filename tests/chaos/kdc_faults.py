@@ -45,6 +45,7 @@ from krbrefresh.refresher import policy
 from krbrefresh.refresher.child import MOST_CHILDREN, Exchanger
 from krbrefresh.refresher.settings import CredentialSettings
 from krbrefresh.token import Token
+from tests.chaos.disk import die_with_parent
 from tests.chaos.messages import Request
 from tests.chaos.observer import Observers
 from tests.chaos.proxy import HARMFUL, HARMLESS, LIES, Asked, Deed, Proxy
@@ -53,7 +54,7 @@ from tests.faults import LISTENING, Http
 from tests.processes import Runner, children_of, refresher, toml
 
 WORKERS = 2  # processes; the first asks over UDP, the second over TCP
-AT_A_TIME = 12  # exchanges in each
+AT_A_TIME = MOST_CHILDREN + 4  # exchanges in each: some in line, or no child would be used twice
 DEADLINES = (1.0, 2.0, 4.0)  # seconds
 PATIENT = 20.0  # where nothing harmful is done
 REAPED_WITHIN = 5.0  # seconds that the end of a child may take on a machine that is busy
@@ -132,15 +133,13 @@ class Exchanges:
         async with Proxy(self._here.realm.name, self._here.kdcs, self._draw) as proxy:
             self._here.krb5_conf(self._through, proxy.port, tcp=self._tcp)
             os.environ["KRB5_CONFIG"] = str(self._through)
-            exchangers = [Exchanger(), Exchanger()]
+            exchanger = Exchanger()
 
-            async def player(principal: str, exchanger: Exchanger) -> None:
+            async def player(principal: str) -> None:
                 while numbers:
                     await self._one(numbers.pop(), principal, exchanger, proxy)
 
-            await asyncio.gather(
-                *(player(name, exchangers[index % 2]) for index, name in enumerate(self._here.principals[:AT_A_TIME]))
-            )
+            await asyncio.gather(*(player(name) for name in self._here.principals[:AT_A_TIME]))
             self.seen.update({f"done: {name}": count for name, count in proxy.done.items()})
 
     async def _one(self, number: int, principal: str, exchanger: Exchanger, proxy: Proxy) -> None:
@@ -187,6 +186,7 @@ class Exchanges:
 
 def worker(words: dict[str, Any]) -> None:
     """One of the processes."""
+    die_with_parent()
     here = World(_NoRealm(words["realm"]), Path(words["keytab"]), words["principals"], words["kdcs"])  # type: ignore[arg-type]
     mine = Exchanges(here, Path(words["directory"]), words["seed"], words["first"])
     asyncio.run(mine.play(words["numbers"]))

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import krbrefresh
 from krbrefresh.token import Token
+from tests.chaos.disk import die_with_parent
 
 SAME_CLOCK = 60.0  # seconds of a KDC's clock beyond which the KDC itself, which has another one, refuses a ticket
 LEFT = 0.5  # seconds of life without which a ticket is not tried: it would end on the way
@@ -146,6 +147,7 @@ class Reader:
 
 
 def main() -> None:
+    die_with_parent()
     words = json.loads(sys.argv[1])
     reader = Reader(words)
     reader.look()

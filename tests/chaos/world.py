@@ -68,6 +68,6 @@ def world(directory: Path, principals: int) -> Iterator[World]:
                 stderr=subprocess.DEVNULL,
             )
             stack.callback(process.wait)
-            stack.callback(process.kill)
+            stack.callback(process.terminate)  # libfaketime cleans up after itself
             here.kdcs.append(port)
         yield here
