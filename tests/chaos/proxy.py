@@ -50,6 +50,11 @@ HARMFUL = (
 # These are what only somebody who means it does:
 LIES = ("an error", "another time", "another clock", "a refusal")
 
+# After these libkrb5 may have a reason to ask once more in the same exchange: it was told something.
+MISLEADING = frozenset(
+    (*LIES, "answer of before", "answer of before first", "answer of another", "spoil the answer", "spoil the request")
+)
+
 # RFC 4120, 7.5.9. Of those that say something of the account, a single one stops its client for minutes.
 REFUSALS = (1, 6, 9, 10, 12, 13, 18, 21, 23, 24, 31)
 ERRORS = (7, 14, 25, 29, 32, 34, 37, 41, 44, 52, 60, 61, 68, 91)
@@ -73,6 +78,7 @@ class Asked:
     client: str
     proves: bool
     digest: bytes
+    deed: str = "nothing"  # what is done to it
 
 
 @dataclass
@@ -171,10 +177,10 @@ class Proxy:
         """What is done to a request, the answer to its client's last one, and its own: None where it gets none."""
         request = messages.request(data)
         client = request.client if request else ""
+        deed = self.draw(request)
         if request:
             digest = hashlib.sha256(data).digest()
-            self.asked.append(Asked(time.monotonic(), client, request.proves, digest))
-        deed = self.draw(request)
+            self.asked.append(Asked(time.monotonic(), client, request.proves, digest, deed.name))
         name, dice = deed.name, deed.dice
         self.done[name] += 1
         before = self._answers.get(client)
