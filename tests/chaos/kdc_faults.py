@@ -62,9 +62,9 @@ MOST_ATTEMPTS = 1  # requests with the account's key in one exchange, repetition
 MOST_REQUESTS = 2  # requests without it in one exchange, likewise
 MOST_ROUNDS = 16  # of either, where the answers mislead it: libkrb5's own limit (get_in_tkt.c, MAX_IN_TKT_LOOPS)
 READERS = 2
-LIFE = "12s"  # of a ticket: its window is four seconds, an exchange may take one
-LONGEST_EXCHANGE = 2.0  # seconds, where there is no token
-BUSY = 20.0  # seconds that a machine may be busy with other things
+LIFE = "20s"  # of a ticket: an exchange may take a quarter of its window, 1.7 seconds
+LONGEST_EXCHANGE = 4.0  # seconds, where there is no token
+BUSY = 30.0  # seconds that a machine may be busy with other things
 PATIENCE = 10.0  # seconds; who waits for longer is asked with USR1
 EARLY = 0.1  # seconds by which two packets may come closer than they were sent
 # How long a credential may wait after a failure, by the kind of it (policy.py): seconds, and one for rounding.
@@ -345,6 +345,7 @@ class InBadWeather:
         """Bad weather, and fair again: what is right by itself, what is silent, and what is right when it is asked."""
         self._weather.kinds = self._dice.choice([HARMLESS, SEEN, LOSSES, LOSSES, (*SEEN, *LIES, *HARMLESS)])
         self._weather.rate = self._dice.choice([0.3, 0.6, 1.0, 1.0])
+        self._refresh_all()  # in the middle of it
         await asyncio.sleep(self._dice.uniform(2, 8))
         self.seen["storms"] += 1
         if self._dice.random() < 0.5:
@@ -359,7 +360,7 @@ class InBadWeather:
             wait = (moment(said["next_attempt_at"]) if said["next_attempt_at"] else 0) - now
             kind = REFRESH_REASONS[said["reason"]][0] if said["reason"] else TRANSIENT
             assert said["reason"] is None or wait <= LONGEST_WAIT[kind], (name, said)
-            if kind == REJECTED and said["state"] != "starting":
+            if kind == REJECTED and wait > PATIENCE:
                 refused.add(name)
             elif wait < PATIENCE:
                 soon.add(name)
@@ -371,17 +372,20 @@ class InBadWeather:
         asked = [each for each in self._proxy.asked if each.client in refused and each.at > silent_since]
         assert not asked, f"asked although it was refused: {asked[:3]}"
         assert fair < silent_since
-        self.hurried.append(time.monotonic())
-        self._running.process.send_signal(signal.SIGUSR1)
+        self._refresh_all()
         await self._all_right(within=LONGEST_EXCHANGE + BUSY)
 
+    def _refresh_all(self) -> None:
+        self.hurried.append(time.monotonic())
+        self._running.process.send_signal(signal.SIGUSR1)
+
     async def _once(self) -> None:
-        """`krbrefresh once` for a credential of its own: it says how it went, and ends in time."""
-        name = next(iter(self._paths))
+        """`krbrefresh once` for a principal of its own: it says how it went, and ends in time."""
+        name = self._here.principals[-1]
         path = self._directory / f"once{self.seen['once']}" / "krb5cc"
         environ = {"KRBREFRESH__KERBEROS__PRINCIPAL": name, "KRBREFRESH__KERBEROS__KEYTAB": str(self._here.keytab),
                    "KRBREFRESH__KERBEROS__CCACHE": str(path), **self._env,
-                   "KRBREFRESH__REFRESHER__EXCHANGE_DEADLINE": "2s"}  # fmt: skip
+                   "KRBREFRESH__REFRESHER__EXCHANGE_DEADLINE": "4s"}  # fmt: skip
         runner = Runner()
         process = await asyncio.create_subprocess_exec(
             runner.python, "-m", "krbrefresh", "once", env={**runner.env, **environ},
@@ -392,7 +396,6 @@ class InBadWeather:
         finally:
             if process.returncode is None:
                 process.kill()
-        self.hurried.append(time.monotonic())  # its attempts are its own
         self.seen["once"] += 1
         self.seen[f"once ended with {process.returncode}"] += 1
         assert process.returncode in (0, 1), text
@@ -494,7 +497,7 @@ def main() -> None:
     numbers = list(range(options.runs)) if options.run is None else [options.run]
     with tempfile.TemporaryDirectory(prefix="krbrefresh-faults-") as name:
         os.chmod(name, 0o755)
-        with world(Path(name), max(WORKERS * AT_A_TIME, options.credentials)) as here:
+        with world(Path(name), max(WORKERS * AT_A_TIME, options.credentials + 1)) as here:
             if numbers:
                 play_exchanges(here, Path(name), options.seed, numbers)
             if options.seconds and options.run is None:
