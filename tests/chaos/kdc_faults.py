@@ -308,9 +308,9 @@ class InBadWeather:
                 contextlib.ExitStack() as stack,
             ):
                 self._running = running
-                await asyncio.to_thread(running.logged, "listening")
+                await asyncio.to_thread(lambda: running.logged("listening", within=60))
                 self._http = Http(running)
-                await self._all_right(within=30)
+                await self._all_right(within=60)
                 observers = await asyncio.to_thread(
                     lambda: Observers(
                         {path: name for name, path in self._paths.items()},

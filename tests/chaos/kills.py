@@ -220,7 +220,7 @@ def kill_whole(count: int, dice: random.Random, directory: Path) -> None:
         stack.callback(observers.close)
         start = time.monotonic()
         with refresher(Runner(), config, realm.env) as running:
-            running.logged("published")
+            running.logged("published", within=60)
             first = time.monotonic() - start
         for number in range(count):
             after = dice.uniform(0.5, LONGEST_LIFE) * first
@@ -243,7 +243,7 @@ def kill_whole(count: int, dice: random.Random, directory: Path) -> None:
             except AssertionError as error:
                 raise AssertionError(f"kill {number}, {after:.6f} s after the start: {error}") from error
         with refresher(Runner(), config, realm.env) as running:
-            running.logged("published")
+            running.logged("published", within=60)
             eventually(lambda: all(listed(path) == {LOCK_NAME, "krb5cc"} for path in paths), within=10)
         seen += observers.results()
     print(f"{count} refreshers killed in {time.monotonic() - began:.0f} s; {figures(seen)}; none torn, none missing, "
