@@ -1,8 +1,13 @@
-.PHONY: help demo test test-long test-servers test-frameworks test-chart test-containers fuzz soak lint audit types docs lock clean setup
+.PHONY: help demo test test-long test-faults test-servers test-frameworks test-chart test-containers fuzz soak lint audit \
+	types docs lock clean setup
 
 SECONDS = 60
 MINUTES = 60
 SOAK = soak-results
+EXCHANGES = 1000
+KILLS = 600
+WHOLE = 10
+CUTS = 300
 # Those that need more than a KDC on this machine.
 ELSEWHERE = frameworks or servers or containers or chart
 
@@ -20,6 +25,12 @@ test: setup ## the tests, against a real KDC; all but those that take minutes or
 
 test-long: setup ## those that take minutes: outages longer than a ticket's life, clocks that jump, 200 credentials
 	@.venv/bin/python -m pytest -n 4 --dist worksteal -m "long and not ($(ELSEWHERE))" $(ARGS)
+
+test-faults: SECONDS = 30
+test-faults: setup ## a KDC that lies to EXCHANGES=1000 and for SECONDS=30, SIGKILLs, power cuts (as root); SEED=
+	@.venv/bin/python tests/chaos/kdc_faults.py --runs $(EXCHANGES) --seconds $(SECONDS) $(SEED:%=--seed %)
+	@.venv/bin/python tests/chaos/kills.py --kills $(KILLS) --whole $(WHOLE) $(SEED:%=--seed %)
+	@.venv/bin/python tests/chaos/power_cuts.py --cuts $(CUTS) $(SEED:%=--seed %)
 
 test-servers: setup ## the recipes of docs/recipes.md, against real servers: PostgreSQL, Apache, Active Directory; needs root
 	@tools/setup-servers

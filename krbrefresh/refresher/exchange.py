@@ -95,6 +95,14 @@ _UNREACHABLE = frozenset(
     )
 )
 
+# What libkrb5 says of an answer that is none: its ASN.1 decoder's numbers (asn1_err.et), KRB_AP_ERR_MSG_TYPE, and
+# KRB5_KDCREP_MODIFIED, an answer to something else.
+_NO_ANSWER = frozenset((*range(1859794432, 1859794444), _BASE + 40, _BASE + 147))
+_NO_ANSWER_HINT = (
+    "what came from the KDC's address does not answer what was asked: a packet that was damaged or cut on the way, or "
+    "something else that listens there. Compare a capture of the KDC's port on both sides"
+)
+
 
 class ArmourError(RefreshError):
     """It is the FAST armour that is not to be had, or of no use."""
@@ -336,7 +344,7 @@ def _ask(
         return krb5.get_init_creds_keytab(context, principal, options, keytab)
     except krb5.Krb5Error as error:
         name = krb5.unparse_name_flags(context, principal).decode("utf-8", "replace")
-        hint = None
+        hint = _NO_ANSWER_HINT if error.err_code in _NO_ANSWER else None
         if error.err_code - _BASE == 210:
             hint = (
                 "the account has no key of an enctype that the keytab has, or the KDC requires a preauthentication "
