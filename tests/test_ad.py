@@ -74,6 +74,16 @@ def test_a_token_of_an_account_in_active_directory(runner: Runner, shared_domain
     assert [answer for _, answer in domain.answers("etl")] == ["SUCCESS"]
 
 
+def test_an_enterprise_name_is_canonicalized(runner: Runner, shared_domain: Domain, place: Path) -> None:
+    domain = shared_domain
+    principal = domain.user("upn")
+    domain.modify("upn", userPrincipalName="first.last@corp.example")
+    name = rf"first.last\@corp.example@{domain.realm}"
+    ran = once(runner, domain, configured(place, name, domain.keytab(place / "k", name), canonicalize=True))
+    assert ran.returncode == 0, ran.stderr
+    assert validate(runner, domain.env, place / "token" / "krb5cc") == principal
+
+
 def disable(domain: Domain, name: str) -> None:
     domain.tool("user", "disable", name)
 
