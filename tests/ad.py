@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -116,12 +117,13 @@ class Domain:
     """A domain and its controller."""
 
     realm = "AD.TEST"
+    provisioning: tuple[str, ...] = ()  # more arguments of `samba-tool domain provision`
 
     def __init__(
         self, place: Path, ports: dict[str, int], *, programs: tuple[str, ...] = (), options: tuple[str, ...] = ()
     ) -> None:
-        """`programs` is what starts a program of another Samba than this system's; its clock cannot be put forward.
-        `options` are lines of its smb.conf."""
+        """`programs` is what starts a program of another Samba than this system's; `options` are lines of its
+        smb.conf."""
         self.place = place
         self._ports = ports
         self._programs = programs
@@ -139,7 +141,8 @@ class Domain:
 
     @property
     def _time(self) -> dict[str, str]:
-        return {} if self._programs else self.clock.env
+        """The environment of what goes by this domain's clock."""
+        return self.clock.env
 
     @property
     def wrapper(self) -> tuple[str, ...]:
@@ -153,6 +156,7 @@ class Domain:
             "samba-tool", "domain", "provision", f"--realm={self.realm}", "--domain=ADTEST", "--server-role=dc",
             "--dns-backend=NONE", f"--adminpass={PASSWORD}Admin1", "--host-name=dc", "--host-ip=127.0.0.1",
             "--option=interfaces=lo", "--option=bind interfaces only=yes", f"--targetdir={made}", "--quiet",
+            *self.provisioning,
         )  # fmt: skip
         for part in ("private", "state", "bind-dns"):
             (made / part).rename(self.place / part)
@@ -239,10 +243,17 @@ class Domain:
         return done.stdout
 
 
+Kind = TypeVar("Kind", bound=Domain)
+
+
 @contextmanager
 def active_directory(
-    *, programs: tuple[str, ...] = (), options: tuple[str, ...] = (), **more: int
-) -> Iterator[Domain]:
+    kind: type[Kind] = Domain,  # type: ignore[assignment]
+    *,
+    programs: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+    **more: int,
+) -> Iterator[Kind]:
     """A domain of its own with a running controller; gone, with all its files, at the end. Needs root.
 
     Beside the KDC, `more` of Samba's services run, each with the port that it is known by (`ldap=389`).
@@ -253,7 +264,7 @@ def active_directory(
         pytest.skip("no network of its own can be made here: needs CAP_SYS_ADMIN")
     place = Path(tempfile.mkdtemp(prefix="krbrefresh-ad-"))
     place.chmod(0o711)
-    domain = Domain(place, {"kdc": 88, **more}, programs=programs, options=options)
+    domain = kind(place, {"kdc": 88, **more}, programs=programs, options=options)
     try:
         domain.provision()
         domain.start()
