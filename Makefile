@@ -37,7 +37,7 @@ test-chart: setup ## the Helm chart, by the real Helm: its templates over values
 test-containers: setup ## in real containers: builds the images, starts the demo, breaks it; needs a Docker engine, or root
 	@tools/test-containers $(ARGS)
 
-test-interop: setup ## every case of docs/interop.md against every KDC: MIT krb5, Heimdal, Samba; needs root, on Debian
+test-interop: setup ## every case of docs/interop.md against every KDC: MIT krb5, Heimdal, Samba; needs root
 	@tools/setup-interop
 	@rm -rf .interop/results
 	@.venv/bin/python -m pytest -n 4 --dist loadgroup -m interop tests/interop $(ARGS)

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.interop.brands import BRANDS
 from tests.interop.cases import CASES
-from tests.interop.conftest import BRANDS
 from tests.interop.record import FILE, differences
 
 ROOT = Path(__file__).parent.parent

@@ -98,8 +98,9 @@ class Mit(Kdc):
         # Measured: HEADER_PAC in its log, KDC_ERR_BADOPTION for every client.
         if "\\/" in name or "\\\\" in name:
             return (
-                "the KDC gives a TGT to a client of this name and no service ticket (`HEADER_PAC` in its log, to `kvno` "
-                "as well), unless `disable_pac` is set in its kdc.conf: with that, a context"
+                "the KDC gives a client of this name a TGT and no service ticket, whoever asks (`kvno` as well; "
+                "`HEADER_PAC` in its log); with `disable_pac = true` in its kdc.conf it gives both, and there is a "
+                "context"
             )
         return None
 

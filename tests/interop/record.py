@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.interop.brands import BRANDS, RESULTS
 from tests.interop.cases import CASES
-from tests.interop.conftest import BRANDS, RESULTS
 from tests.interop.roots import installed_version
 from tests.processes import REPOSITORY
 

@@ -234,7 +234,7 @@ class ActiveDirectory(Kdc):
         yield self
 
     def demand_fast(self, principal: str) -> None:
-        """By an authentication policy: the account may be used from computers of the domain alone, which armour shows."""
+        """By an authentication policy: the account may be used from the domain's computers alone, as armour shows."""
         name = self._names[principal]
         computers = self.domain.attribute(name, "objectSid").rpartition("-")[0] + "-515"
         rule = f"O:SYG:SYD:(XA;OICI;CR;;;WD;(Member_of {{SID({computers})}}))"

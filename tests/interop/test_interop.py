@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.interop.cases import CASES, Case, Outcome
-from tests.interop.conftest import BRANDS, RESULTS, Brand
+from tests.interop.brands import BRANDS, RESULTS, Brand
+from tests.interop.cases import CASES, Case
 from tests.interop.desk import Desk
 from tests.interop.kdcs import CannotHoldError, Kdc
 from tests.processes import Runner
@@ -16,17 +17,20 @@ from tests.processes import Runner
 pytestmark = [pytest.mark.root, pytest.mark.interop, pytest.mark.timeout(300)]
 
 
-def _by_brand(brand: Brand) -> object:
+def by_brand(brand: Brand) -> object:
+    """All cases of a KDC go to one process, which starts it."""
     return pytest.param(brand, id=brand.name, marks=pytest.mark.xdist_group(brand.name))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("kdc", [_by_brand(brand) for brand in BRANDS], indirect=True)
+@pytest.mark.parametrize("kdc", [by_brand(brand) for brand in BRANDS], indirect=True)
 def test_interop(kdc: Kdc, case: Case, runner: Runner, place: Path, request: pytest.FixtureRequest) -> None:
-    brand = request.node.callspec.params["kdc"]
     try:
-        word = case.act(kdc, Desk(runner, place, kdc))
-        outcome = {"result": word, **({"note": word.note} if isinstance(word, Outcome) else {})}
+        outcome = case.act(kdc, Desk(runner, place, kdc))
     except CannotHoldError as why:
-        outcome = {"cannot": str(why)}
-    (RESULTS / f"{brand.name}--{case.name}.json").write_text(json.dumps(outcome))
+        found = {"cannot": str(why)}
+    else:
+        word, note = outcome if isinstance(outcome, tuple) else (outcome, None)
+        found = {"result": word, **({"note": note} if note else {})}
+    brand = request.node.callspec.params["kdc"]
+    (RESULTS / f"{brand.name}--{case.name}.json").write_text(json.dumps(found))
