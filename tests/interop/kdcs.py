@@ -89,26 +89,26 @@ class Kdc(ABC):
 
     def lockout(self, principal: str) -> int:
         """How many bad attempts lock the account; from now on."""
-        raise CannotHoldError("has no lockout")
+        raise CannotHoldError("it has no lockout")
 
     def cap(self, principal: str) -> None:  # noqa: B027
         """No ticket of the account lives for more than CAP; where that is so for all of them, nothing."""
 
     def alias(self, principal: str, name: str) -> str:
         """Another name of the account, whose ticket is the account's."""
-        raise CannotHoldError("has no aliases")
+        raise CannotHoldError("it has no aliases")
 
     def enterprise(self, principal: str) -> tuple[str, str]:
         """An enterprise name (RFC 6806) of the account, and the principal that the KDC makes of it."""
-        raise CannotHoldError("has no enterprise names")
+        raise CannotHoldError("it has no enterprise names")
 
     def restricted(self, enctype: str) -> AbstractContextManager[Kdc]:
         """A KDC of this kind for which, as for its clients and services, no other enctype exists."""
-        raise CannotHoldError(f"has no {enctype}")
+        raise CannotHoldError(f"it has no {enctype}")
 
     def demanding_fast(self) -> AbstractContextManager[Kdc]:
         """A KDC of this kind that preauthenticates by keytab in FAST armour alone."""
-        raise CannotHoldError("cannot be told to demand FAST")
+        raise CannotHoldError("it has no setting that demands FAST")
 
     def stop(self) -> None:
         """It answers nobody any more."""

@@ -125,7 +125,7 @@ class ActiveDirectory(Kdc):
 
     def unmet(self, name: str) -> None:
         if any(letter in name for letter in _FORBIDDEN):
-            raise CannotHoldError(f"an account's name has none of {' '.join(_FORBIDDEN)}")
+            raise CannotHoldError(f"an account's name has none of `{_FORBIDDEN}`")
 
     def _created(self, name: str, principal: str) -> str:
         self._names[principal] = name
