@@ -1,5 +1,5 @@
-.PHONY: help demo test test-long test-faults test-servers test-frameworks test-chart test-containers fuzz soak lint audit \
-	types docs lock clean setup
+.PHONY: help demo test test-long test-faults test-servers test-frameworks test-chart test-interop test-containers fuzz soak \
+	lint audit types docs lock clean setup
 
 SECONDS = 60
 MINUTES = 60
@@ -9,7 +9,8 @@ KILLS = 600
 WHOLE = 10
 CUTS = 300
 # Those that need more than a KDC on this machine.
-ELSEWHERE = frameworks or servers or containers or chart
+ELSEWHERE = frameworks or servers or containers or chart or interop
+RECORD = check
 
 help: ## what there is to make
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -47,6 +48,12 @@ test-chart: setup ## the Helm chart, by the real Helm: its templates over values
 test-containers: setup ## in real containers: builds the images, starts the demo, breaks it; needs a Docker engine, or root
 	@tools/test-containers $(ARGS)
 
+test-interop: setup ## every case of docs/interop.md against every KDC: MIT krb5, Heimdal, Samba; needs root
+	@tools/setup-interop
+	@rm -rf .interop/results
+	@.venv/bin/python -m pytest -n 4 --dist loadgroup -m interop tests/interop $(ARGS)
+	@.venv/bin/python -m tests.interop.record $(RECORD)
+
 fuzz: setup ## hostile bytes for the ccache reader, for SECONDS=60
 	@.venv/bin/python tests/fuzz/ccache_fuzz.py --seconds $(SECONDS) $(ARGS)
 
@@ -67,10 +74,11 @@ docs: setup ## docs/settings.md from the settings' types, the chart's README fro
 	@.venv/bin/python tools/settings_doc > docs/settings.md
 	@.venv/bin/python tools/chart_doc > charts/krbrefresh/README.md
 	@cp monitoring/alerts.yaml monitoring/dashboard.json charts/krbrefresh/files/
+	@.venv/bin/python tools/interop_doc > docs/interop.md
 
 lock: setup ## pin the newest versions of the development environment
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" tools/lock --upgrade
 
 clean: ## back to a fresh clone
-	@rm -rf .venv .venv-servers .venv-frameworks build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-servers .venv-frameworks .interop build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -exec rm -rf {} +

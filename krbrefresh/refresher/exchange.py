@@ -136,6 +136,8 @@ def exchange(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         )
     context = _context(addressless=request["addressless"])
     principal = _parse(context, request["principal"])
+    if request["canonicalize"]:
+        principal = _as_enterprise(context, principal)
     if request["method"] == "renew":
         renewed = _renew(context, principal, request)
         if renewed is not None:
@@ -347,8 +349,9 @@ def _ask(
         hint = _NO_ANSWER_HINT if error.err_code in _NO_ANSWER else None
         if error.err_code - _BASE == 210:
             hint = (
-                "the account has no key of an enctype that the keytab has, or the KDC requires a preauthentication "
-                "that no keytab can give (hardware, PKINIT, OTP): compare them at the KDC"
+                "the account has no key of an enctype that the keytab has, or the KDC requires FAST armour (set "
+                "fast_keytab), or a preauthentication that no keytab can give (hardware, PKINIT, OTP): compare them at "
+                "the KDC"
             )
         raise RefreshError(
             classify(error.err_code), f"{name}: {_words(error)}", hint=hint, code=error.err_code
@@ -360,6 +363,15 @@ def _parse(context: krb5.Context, name: str) -> krb5.Principal:
         return krb5.parse_name_flags(context, name.encode("utf-8", "surrogateescape"))
     except krb5.Krb5Error as error:
         raise RefreshError("krb5_config", f"{name}: {_words(error)}", code=error.err_code) from None
+
+
+def _as_enterprise(context: krb5.Context, principal: krb5.Principal) -> krb5.Principal:
+    """The principal, as an enterprise name (RFC 6806, section 5) where it looks like one: `user\\@suffix@REALM`. KDCs
+    do not look for another name of an account when the request's is of the usual type."""
+    if [component.count(b"@") for component in principal.components] != [1]:
+        return principal
+    name = krb5.unparse_name_flags(context, principal).replace(b"\\@", b"@")  # parsed so, the first @ is the name's
+    return krb5.parse_name_flags(context, name, krb5.PrincipalParseFlags.enterprise)
 
 
 def _first_principal(context: krb5.Context, path: str) -> krb5.Principal:
