@@ -288,7 +288,7 @@ def _become(argv: list[str]) -> NoReturn:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and the command would inherit that
         signal.signal(number, signal.SIG_DFL)
     try:
-        os.execvp(argv[0], argv)  # noqa: S606  (that is what exec is for)
+        os.execvp(argv[0], argv)  # that is what exec is for  # noqa: S606  # nosec B606
     except OSError as error:
         raise CommandError(error) from None
 
@@ -399,6 +399,7 @@ def _config(options: argparse.Namespace) -> int:
 def _service(options: argparse.Namespace) -> Any:
     """The service that the settings describe, and what writes the last lines of its log."""
     service, log = _refreshers("service"), _refreshers("log")
+    _refreshers("isolation").no_core_dump()
     settings = _settings(options)
     write_the_rest = log.set_up(settings.refresher.log_format)
     return service.Service(settings, reread=lambda: _settings(options)), write_the_rest

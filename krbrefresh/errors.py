@@ -163,7 +163,10 @@ REFRESH_REASONS: dict[str, tuple[str, str]] = {
     "client_revoked": (REJECTED, "the account is disabled, locked out or expired: unlock it at the KDC"),
     "client_unknown": (REJECTED, "the KDC has no such principal: check its spelling, case and realm"),
     "client_expired": (REJECTED, "the account or its password has expired: renew it at the KDC, export a new keytab"),
-    "policy_refused": (REJECTED, "the KDC's policy refuses this request: check the account's flags and lifetimes"),
+    "policy_refused": (
+        REJECTED,
+        "the KDC's policy refuses this request: check the account's flags, lifetimes and need of FAST armour",
+    ),
     "keytab_missing": (LOOK_AGAIN, "mount the keytab, or correct the path of it"),
     "keytab_unreadable": (LOOK_AGAIN, "let the refresher's user read the keytab: check owner, mode and directories"),
     "keytab_invalid": (LOOK_AGAIN, "the file is not a keytab, or an empty one: export it again"),

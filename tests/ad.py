@@ -8,6 +8,7 @@ kernel in the meantime is not woken by it.)
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -53,6 +55,7 @@ ncalrpc dir = {place}/ncalrpc
 log file = {place}/log
 max log size = 0
 log level = 1 kerberos:3
+{options}
 """
 
 _KRB5_CONF = """[libdefaults]
@@ -64,6 +67,22 @@ dns_lookup_kdc = false
 {realm} = {{
     kdc = 127.0.0.1
 }}
+"""
+
+
+_MODIFY = """
+import json, sys, ldb
+from samba.auth import system_session
+from samba.param import LoadParm
+from samba.samdb import SamDB
+parameters = LoadParm()
+parameters.load(sys.argv[1])
+database = SamDB(session_info=system_session(), lp=parameters)
+(found,) = database.search(expression=f"(sAMAccountName={ldb.binary_encode(sys.argv[2])})", attrs=[])
+message = ldb.Message(found.dn)
+for key, value in json.loads(sys.argv[3]).items():
+    message[key] = ldb.MessageElement(value, ldb.FLAG_MOD_REPLACE, key)
+database.modify(message)
 """
 
 
@@ -98,10 +117,17 @@ class Domain:
     """A domain and its controller."""
 
     realm = "AD.TEST"
+    provisioning: tuple[str, ...] = ()  # more arguments of `samba-tool domain provision`
 
-    def __init__(self, place: Path, ports: dict[str, int]) -> None:
+    def __init__(
+        self, place: Path, ports: dict[str, int], *, programs: tuple[str, ...] = (), options: tuple[str, ...] = ()
+    ) -> None:
+        """`programs` is what starts a program of another Samba than this system's; `options` are lines of its
+        smb.conf."""
         self.place = place
         self._ports = ports
+        self._programs = programs
+        self._options = options
         self.clock = Clock(place)
         self._conf = place / "smb.conf"
         self.krb5_conf = place / "krb5.conf"
@@ -111,7 +137,12 @@ class Domain:
     @property
     def env(self) -> dict[str, str]:
         """The environment of a process that uses this domain, in its time."""
-        return {"PATH": os.environ["PATH"], "KRB5_CONFIG": str(self.krb5_conf), **self.clock.env}
+        return {"PATH": os.environ["PATH"], "KRB5_CONFIG": str(self.krb5_conf), **self._time}
+
+    @property
+    def _time(self) -> dict[str, str]:
+        """The environment of what goes by this domain's clock."""
+        return self.clock.env
 
     @property
     def wrapper(self) -> tuple[str, ...]:
@@ -125,17 +156,19 @@ class Domain:
             "samba-tool", "domain", "provision", f"--realm={self.realm}", "--domain=ADTEST", "--server-role=dc",
             "--dns-backend=NONE", f"--adminpass={PASSWORD}Admin1", "--host-name=dc", "--host-ip=127.0.0.1",
             "--option=interfaces=lo", "--option=bind interfaces only=yes", f"--targetdir={made}", "--quiet",
+            *self.provisioning,
         )  # fmt: skip
         for part in ("private", "state", "bind-dns"):
             (made / part).rename(self.place / part)
         (self.place / "cache").mkdir()
-        self._conf.write_text(_SMB_CONF.format(realm=self.realm, place=self.place, services=", ".join(self._ports)))
+        instead = {"services": ", ".join(self._ports), "options": "\n".join(self._options)}
+        self._conf.write_text(_SMB_CONF.format(realm=self.realm, place=self.place, **instead))
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            ["unshare", "--net", PYTHON, "-c", _LOOPBACK_UP, "samba", "-F", "--no-process-group", "-M", "single",
-             "-s", str(self._conf)],
-            env={**os.environ, **self.clock.env},
+            ["unshare", "--net", PYTHON, "-c", _LOOPBACK_UP, *self._programs, "samba", "-F", "--no-process-group",
+             "-M", "single", "-s", str(self._conf)],
+            env={**os.environ, **self._time},
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         eventually(self._listens, within=30, what=f"the domain controller serves {self._ports}")
@@ -198,27 +231,40 @@ class Domain:
         open_ports = {line.split()[1] for line in table}
         return all(f"0100007F:{port:04X}" in open_ports for port in self._ports.values())
 
+    def modify(self, name: str, **attributes: str | list[str]) -> None:
+        """Replaces attributes of an account (`name` is its sAMAccountName)."""
+        self._run(PYTHON, "-c", _MODIFY, str(self._conf), name, json.dumps(attributes))
+
     def _run(self, *command: str) -> str:
         done = subprocess.run(
-            command, env={**os.environ, **self.clock.env}, capture_output=True, text=True, timeout=100
+            [*self._programs, *command], env={**os.environ, **self._time}, capture_output=True, text=True, timeout=100
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
 
+Kind = TypeVar("Kind", bound=Domain)
+
+
 @contextmanager
-def active_directory(**more: int) -> Iterator[Domain]:
+def active_directory(
+    kind: type[Kind] = Domain,  # type: ignore[assignment]
+    *,
+    programs: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
+    **more: int,
+) -> Iterator[Kind]:
     """A domain of its own with a running controller; gone, with all its files, at the end. Needs root.
 
     Beside the KDC, `more` of Samba's services run, each with the port that it is known by (`ldap=389`).
     """
-    for name in ("samba", "samba-tool"):
+    for name in () if programs else ("samba", "samba-tool"):
         program(name)
     if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
         pytest.skip("no network of its own can be made here: needs CAP_SYS_ADMIN")
     place = Path(tempfile.mkdtemp(prefix="krbrefresh-ad-"))
     place.chmod(0o711)
-    domain = Domain(place, {"kdc": 88, **more})
+    domain = kind(place, {"kdc": 88, **more}, programs=programs, options=options)
     try:
         domain.provision()
         domain.start()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.ad import PASSWORD, Clock, Domain, active_directory
+from tests.interop.kdcs import renamed
 from tests.processes import Refresher, Runner, children_of, refresher
 from tests.support import Realm, eventually
 from tests.test_service import configured
@@ -72,6 +73,17 @@ def test_a_token_of_an_account_in_active_directory(runner: Runner, shared_domain
         )  # fmt: skip
         assert served.returncode == 0, served.stderr
     assert [answer for _, answer in domain.answers("etl")] == ["SUCCESS"]
+
+
+def test_an_enterprise_name_is_canonicalized(runner: Runner, shared_domain: Domain, place: Path) -> None:
+    domain = shared_domain
+    principal = domain.user("upn")
+    domain.modify("upn", userPrincipalName="first.last@corp.example")
+    name = rf"first.last\@corp.example@{domain.realm}"
+    keytab = renamed(domain.keytab(place / "k", "upn"), name)
+    ran = once(runner, domain, configured(place, name, keytab, canonicalize=True))
+    assert ran.returncode == 0, ran.stderr
+    assert validate(runner, domain.env, place / "token" / "krb5cc") == principal
 
 
 def disable(domain: Domain, name: str) -> None:

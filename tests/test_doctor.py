@@ -330,6 +330,21 @@ def test_a_kdc_that_is_silent(realm: Realm, place: Path, look: Callable[..., Ans
     assert "takes TCP connections, and gave no answer" in answer.line("kdc", "warn")["message"]
 
 
+@pytest.mark.parametrize("mode", [0o646, 0o664])
+def test_a_krb5_conf_that_others_may_write(place: Path, realm: Realm, look: Callable[..., Answer], mode: int) -> None:
+    config = place / "krb5.conf"
+    config.write_text(Path(realm.env["KRB5_CONFIG"]).read_text())
+    if os.geteuid() == 0:
+        os.chown(config, 0, GROUP)
+    config.chmod(mode)
+    answer = look(KRB5_CONFIG=str(config))
+    said = answer.line("krb5.conf", "fail")
+    assert f"mode {mode:04o}" in said["message"]
+    assert "go-w" in said["hint"]
+    config.chmod(0o644)
+    assert "krb5.conf" not in look(KRB5_CONFIG=str(config)).failed()
+
+
 def test_a_realm_without_kdcs(realm: Realm, place: Path, look: Callable[..., Answer]) -> None:
     config = place / "krb5.conf"
     config.write_text("[libdefaults]\n dns_lookup_kdc = false\n rdns = no\n")

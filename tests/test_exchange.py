@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from krbrefresh.refresher.child import Exchanged, Exchanger
 from krbrefresh.refresher.lock import LOCK_NAME
 from krbrefresh.refresher.settings import CredentialSettings
 from krbrefresh.token import Token
+from tests.faults import BabblingKdc, keytab_bytes
+from tests.faults import krb5_conf as conf_with
 from tests.processes import REFRESHER, Runner, children_of, faked_clock
 from tests.support import Realm, SilentKdc, eventually
 
@@ -465,7 +467,14 @@ def test_the_parent_never_opens_the_keytab_and_no_ticket_touches_a_scratch_file(
         ("raise SystemExit(3)", "ended with status 3 and no reply"),
         ("import os; os.kill(os.getpid(), 9)", "ended with status -9 and no reply"),
         ("print('ready', flush=True); raise SystemExit(4)", "ended with status 4 and no reply"),
-        ("print('ready', flush=True); input(); print('nonsense')", "ended with status 0 and no reply"),
+        ("print('ready', flush=True); input(); print('nonsense')", "replied 'no line of JSON'"),
+        ("print('ready', flush=True); input(); print('[1]', flush=True); input()", "replied [1]"),
+        ("print('ready', flush=True); input(); print('{\"size\": -1}', flush=True); input()", "replied {'size': -1}"),
+        ("print('ready', flush=True); input(); print('{\"size\": 9999999}\\n' + 'x' * (1 << 28))", "{'size': 9999999}"),
+        ("print('ready', flush=True); input(); print('[' * 100000, flush=True); input()", "replied 'no line of JSON'"),
+        ("print('ready', flush=True); input()\nwhile 1: print('x' * 65536, end='')", "replied 'no line of JSON'"),
+        ("print('ready', flush=True); input(); print('{\"size\": 0}', flush=True); input()", "replied {'size': 0}"),
+        ("print('ready', flush=True); input(); print('{\"files\": 1}', flush=True); input()", "replied {'files': 1}"),
         ("print('ready', flush=True); input(); print('{\"size\": 99}')", "ended with status 0 and no reply"),
         ("print('ready', flush=True); input(); print('{\"reason\": \"x\"}')", "replied {'reason': 'x'}"),
         ("input()", "was not ready after 0 s"),
@@ -486,3 +495,16 @@ def test_a_child_that_misbehaves_is_an_internal_failure(
         asyncio.run(one())
     assert caught.value.reason == "internal"
     assert children_of(os.getpid()) == before
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x6b\x82\x02\x00\x30", b"\x7e"])
+def test_what_answers_there_is_no_kdc(place: Path, realm: Realm, answer: bytes, krb5_env: Callable[..., Any]) -> None:
+    """Something else that listens, or answers that are cut on the way: the hint says so, and asks for no report."""
+    keytab = place / "k"
+    keytab.write_bytes(keytab_bytes("etl@BABBLING.TEST"))
+    with BabblingKdc(answer) as kdc:
+        krb5_env("KRB5_CONFIG", conf_with(place / "krb5.conf", realm, BABBLING__TEST=kdc.port)["KRB5_CONFIG"])
+        error = failure(settings("etl@BABBLING.TEST", keytab))
+    assert error.reason == "internal"
+    assert "damaged" in error.hint
+    assert "report" not in error.hint

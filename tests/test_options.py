@@ -303,7 +303,9 @@ def armoured(armoured_realm: Realm, place: Path, krb5_env: Callable[[str, str], 
 def test_fast_armour_by_the_hosts_keytab(
     armoured_realm: Realm, armoured: Callable[..., CredentialSettings], place: Path
 ) -> None:
-    assert refusal(armoured()).reason == "enctype_unsupported"  # as the KDC wants what the keytab alone cannot give
+    refused = refusal(armoured())
+    assert refused.reason == "enctype_unsupported"  # as the KDC wants what the keytab alone cannot give
+    assert "fast_keytab" in refused.hint
     host = armoured_realm.keytab(place / "host.keytab", "host/here", "host/there")
     credential = armoured(fast_keytab=str(host))
     assert Token.parse(exchange(credential).ccache).principal == credential.principal

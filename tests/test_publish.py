@@ -19,18 +19,12 @@ from krbrefresh.errors import LayoutError, RefreshError
 from krbrefresh.refresher import layout, publish
 from krbrefresh.refresher.layout import Destination
 from krbrefresh.refresher.lock import LOCK_NAME, Lock
-from krbrefresh.token import Token, seal
+from krbrefresh.token import Token
 from tests.processes import GROUP, REFRESHER, Runner
-from tests.support import ETL, ccache_bytes, eventually, ticket
+from tests.support import ETL, eventually
+from tests.tokens import sealed
 
 LOCK = Lock()  # this process is the only refresher
-
-
-def sealed(generation: int) -> bytes:
-    body = ccache_bytes(ticket(endtime=int(time.time()) + 3600))
-    return seal(
-        body, generation=generation, issued_at=generation, window_opens_at=generation, refresher="test", settings="test"
-    )
 
 
 def destination(place: Path, gid: int | None = None, mode: int = 0o440) -> Destination:

@@ -12,6 +12,14 @@ from krbrefresh.token import Token, seal
 from tests.support import ETL, ccache_bytes, ticket
 
 
+def sealed(generation: int) -> bytes:
+    """An unsigned token of that generation, with an hour to live."""
+    body = ccache_bytes(ticket(endtime=int(time.time()) + 3600))
+    return seal(
+        body, generation=generation, issued_at=generation, window_opens_at=generation, refresher="test", settings="test"
+    )
+
+
 class Signed:
     """A token directory, and a refresher's key with its public half."""
 

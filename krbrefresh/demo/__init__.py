@@ -63,7 +63,7 @@ def demo(seconds: float = 40.0, ticket_life: int = 12) -> int:
 def _play(picture: Picture, signals: list[int], seconds: float, ticket_life: int) -> list[Claim]:
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(tempfile.TemporaryDirectory(prefix="krbrefresh-demo-"))
-        os.chmod(place, 0o711)  # noqa: S103  (each user has to get to its own part of it)
+        os.chmod(place, 0o711)  # each user has to get to its own part  # noqa: S103  # nosec B103
         with _deaf_children():
             kdc = stack.enter_context(throwaway_realm())
             cast = assign_users(place)
@@ -203,7 +203,7 @@ def _service(scene: Scene, cast: Cast, told: Told) -> Iterator[None]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(scene.socket)
         os.chown(scene.socket, -1, cast.group)
-        os.chmod(scene.socket, 0o660)
+        os.chmod(scene.socket, 0o660)  # its group's, in a directory of its own  # nosec B103
         listener.listen()
         thread = threading.Thread(target=_accept, args=(listener, scene.service_keytab, told), daemon=True)
         thread.start()

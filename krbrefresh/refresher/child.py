@@ -17,8 +17,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..ccache import MAX_SIZE
 from ..errors import REFRESH_REASONS, NotInstalledError, RefreshError
-from .files import Files
+from .files import Files, worked_with
 from .settings import CredentialSettings
 
 MOST_CHILDREN = 8
@@ -27,6 +28,7 @@ START_WITHIN = 15.0  # seconds; it takes 40 ms on a machine at rest
 REAP_WITHIN = 1.0
 READY = b"ready\n"
 _MAX_REPLY = 1 << 20
+_MAX_WORDS = 2000
 
 # -I -S: no user's site-packages, no PYTHONPATH, no .pth files; it starts in half the time, too. The directories stand
 # behind the standard library's, so that nothing in them can shadow it.
@@ -223,14 +225,7 @@ class Exchanger:
                     self._idle.append(child)
                 elif child is not None:
                     await _end(child)
-        files = {path: tuple(identity) for path, identity in reply.get("files", {}).items()}
-        if "size" in reply:
-            refused = {each["service"]: RefreshError(each["reason"], each["message"]) for each in reply["refused"]}
-            return Exchanged(body, reply["method"], reply.get("warning"), refused, files=files)
-        if reply.get("reason") not in REFRESH_REASONS:
-            raise RefreshError("internal", f"the exchange's child process replied {reply!r}")
-        error = RefreshError(reply["reason"], reply["message"], hint=reply.get("hint"), code=reply.get("code"))
-        return Exchanged(error=error, armour=reply.get("armour", False), files=files)
+        return _outcome(reply, body, worked_with(credential.keytab, credential.fast_keytab))
 
     async def _start(self) -> asyncio.subprocess.Process:
         """A child that is ready for requests: what it takes to start is no part of an exchange's deadline."""
@@ -261,17 +256,55 @@ class Exchanger:
 
 
 async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-    """What the child replies to a request, and the bytes that follow its reply."""
+    """What the child replies to a request, and the bytes that follow its reply: no more than a token may have, whatever
+    the child, which speaks with the network, says of their number."""
     assert child.stdin is not None
     assert child.stdout is not None
     try:
         child.stdin.write(json.dumps(request).encode() + b"\n")
         await child.stdin.drain()
-        reply: dict[str, Any] = json.loads(await child.stdout.readline())
-        return reply, await child.stdout.readexactly(reply.get("size", 0))
-    except (OSError, ValueError, asyncio.IncompleteReadError):
+        line = await child.stdout.readline()
+        if not line.endswith(b"\n"):
+            raise EOFError
+        reply = json.loads(line)
+        size = reply.get("size", 0) if isinstance(reply, dict) else None
+        if not isinstance(size, int) or not 0 <= size <= MAX_SIZE:
+            raise _nonsense(reply)
+        return reply, await child.stdout.readexactly(size)
+    except (OSError, EOFError):  # IncompleteReadError is one of the latter
         await child.wait()
         raise _ended(child) from None
+    except (ValueError, RecursionError):  # no JSON, or a line that is longer than the stream's limit
+        raise _nonsense("no line of JSON") from None
+
+
+def _outcome(reply: dict[str, Any], body: bytes, paths: Iterable[str]) -> Exchanged:
+    """What a reply means, with the identities of the files at these paths. Raises RefreshError where it has no
+    meaning."""
+    try:
+        told = reply.get("files", {})
+        files = {path: tuple(told[path]) for path in paths if path in told}
+        if "size" in reply:
+            refused = {
+                str(each["service"]): RefreshError(each["reason"], _words(each["message"])) for each in reply["refused"]
+            }
+            return Exchanged(body, reply["method"], reply.get("warning"), refused, files=files)
+        if reply["reason"] not in REFRESH_REASONS:
+            raise _nonsense(reply)
+        hint, code = reply.get("hint"), reply.get("code")
+        error = RefreshError(reply["reason"], _words(reply["message"]), hint=hint and _words(hint), code=code)
+        return Exchanged(error=error, armour=bool(reply.get("armour")), files=files)
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise _nonsense(reply) from None
+
+
+def _words(text: object) -> str:
+    """A message, of which a KDC may have had a say, at a length for a log."""
+    return str(text)[:_MAX_WORDS]
+
+
+def _nonsense(reply: object) -> RefreshError:
+    return RefreshError("internal", f"the exchange's child process replied {_words(repr(reply))}")
 
 
 def _not_started(error: OSError) -> RefreshError:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from ..token import Verifier
 
 
+# KRB_AP_ERR_BAD_INTEGRITY: an answer that cannot be decrypted. It is libkrb5 that says so, and no KDC.
+_UNDECRYPTED = -1765328384 + 31
+_SILENCE = ("kdc_timeout", "kdc_unreachable")
 _TOO_FAR = 10 * 366 * 86400.0  # seconds
 
 
@@ -280,16 +283,22 @@ class Credential:
     def failed(self, error: RefreshError, now: float) -> bool:
         """A try failed; what is published stands. Says whether that is worth a line in the log: a cause that stays is
         told at its start, then ever more rarely."""
-        self.error = error
+        before, self.error = self.error, error
         self.failures += 1
-        if error.retry == REJECTED:
+        kind = error.retry
+        # A KDC that had hung answers those who have gone, too, and such an answer comes to whoever has their port now:
+        # with another principal's key. The second one in a row is believed. Where no preauthentication is required, the
+        # KDC counts nothing against the account.
+        if error.code == _UNDECRYPTED and before is not None and before.reason in _SILENCE:
+            kind = TRANSIENT
+        if kind == REJECTED:
             if self._former_rejections and not isinstance(error, NotAsked):
                 self.account.swapped(now)
             self.rejections += 1 + self._former_rejections
             self._former_rejections = 0
         self.due_at = policy.retry(
             now,
-            kind=error.retry,
+            kind=kind,
             failures=self.failures,
             rejections=self.rejections,
             window=self.window,

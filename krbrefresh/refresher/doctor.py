@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import stat
 from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
@@ -171,6 +172,7 @@ def _krb5_conf(known: Known, conf: krb5conf.Krb5Conf) -> Checks[None]:
             "without it realm and KDCs come from DNS alone: mount it here, or correct $KRB5_CONFIG",
         )
         return
+    yield from _open_to_others(conf.read, {0, os.geteuid(), *map(directory_owner, known.credentials)})
     realms = sorted({realm for each in known.credentials if (realm := known.realm_of(each))})
     said = [f"default realm {known.realm or 'not set'}", *(f"{realm}: {kdcs_text(conf, realm)}" for realm in realms)]
     yield Check(OK, "krb5.conf", f"{', '.join(conf.read)}: {'; '.join(said)}")
@@ -181,6 +183,23 @@ def _krb5_conf(known: Known, conf: krb5conf.Krb5Conf) -> Checks[None]:
             "a principal in the settings has no realm, and there is no default realm",
             "write the principal as NAME@REALM, or set default_realm in krb5.conf",
         )
+
+
+def _open_to_others(paths: Iterable[str], owners: set[int | None]) -> Checks[None]:
+    """A krb5.conf can name a module that libkrb5 loads (krb5.conf(5), `[plugins]`): who may write to it runs code where
+    the keytab is opened."""
+    for path in paths:
+        found = os.stat(path)
+        by_group = found.st_mode & 0o020 and found.st_gid  # root's own group is root
+        if found.st_mode & 0o002 or by_group or found.st_uid not in owners:
+            yield Check(
+                FAIL,
+                "krb5.conf",
+                f"{path}: others than root and the refresher may write to it (uid {found.st_uid}, group "
+                f"{found.st_gid}, mode {stat.S_IMODE(found.st_mode):04o}), and it can name code that runs where the "
+                "keytab is opened",
+                f"chown root {path} && chmod go-w {path}; no worker may write to the refresher's krb5.conf",
+            )
 
 
 def _armours(known: Known) -> list[tuple[CredentialSettings, str]]:
@@ -231,7 +250,8 @@ def _readyz(listen: Any) -> tuple[int, bytes]:
     """What /readyz says. Raises OSError where nobody answers."""
     import http.client
 
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(listen.host, listen.host)  # noqa: S104
+    anywhere = "0.0.0.0"  # nothing is bound here: it asks who listens there  # noqa: S104  # nosec B104
+    host = {anywhere: "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(listen.host, listen.host)
     if listen.certificate:
         import ssl
 

@@ -12,7 +12,6 @@ import ctypes
 import errno
 import json
 import os
-import resource
 import signal
 import stat
 import sys
@@ -25,6 +24,7 @@ from .. import ccache
 from ..client import load
 from ..errors import RefreshError, TokenError
 from .files import Files, identities, worked_with
+from .isolation import no_core_dump
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _PR_SET_DUMPABLE = 4
@@ -95,6 +95,14 @@ _UNREACHABLE = frozenset(
     )
 )
 
+# What libkrb5 says of an answer that is none: its ASN.1 decoder's numbers (asn1_err.et), KRB_AP_ERR_MSG_TYPE, and
+# KRB5_KDCREP_MODIFIED, an answer to something else.
+_NO_ANSWER = frozenset((*range(1859794432, 1859794444), _BASE + 40, _BASE + 147))
+_NO_ANSWER_HINT = (
+    "what came from the KDC's address does not answer what was asked: a packet that was damaged or cut on the way, or "
+    "something else that listens there. Compare a capture of the KDC's port on both sides"
+)
+
 
 class ArmourError(RefreshError):
     """It is the FAST armour that is not to be had, or of no use."""
@@ -128,6 +136,8 @@ def exchange(request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         )
     context = _context(addressless=request["addressless"])
     principal = _parse(context, request["principal"])
+    if request["canonicalize"]:
+        principal = _as_enterprise(context, principal)
     if request["method"] == "renew":
         renewed = _renew(context, principal, request)
         if renewed is not None:
@@ -336,11 +346,12 @@ def _ask(
         return krb5.get_init_creds_keytab(context, principal, options, keytab)
     except krb5.Krb5Error as error:
         name = krb5.unparse_name_flags(context, principal).decode("utf-8", "replace")
-        hint = None
+        hint = _NO_ANSWER_HINT if error.err_code in _NO_ANSWER else None
         if error.err_code - _BASE == 210:
             hint = (
-                "the account has no key of an enctype that the keytab has, or the KDC requires a preauthentication "
-                "that no keytab can give (hardware, PKINIT, OTP): compare them at the KDC"
+                "the account has no key of an enctype that the keytab has, or the KDC requires FAST armour (set "
+                "fast_keytab), or a preauthentication that no keytab can give (hardware, PKINIT, OTP): compare them at "
+                "the KDC"
             )
         raise RefreshError(
             classify(error.err_code), f"{name}: {_words(error)}", hint=hint, code=error.err_code
@@ -352,6 +363,15 @@ def _parse(context: krb5.Context, name: str) -> krb5.Principal:
         return krb5.parse_name_flags(context, name.encode("utf-8", "surrogateescape"))
     except krb5.Krb5Error as error:
         raise RefreshError("krb5_config", f"{name}: {_words(error)}", code=error.err_code) from None
+
+
+def _as_enterprise(context: krb5.Context, principal: krb5.Principal) -> krb5.Principal:
+    """The principal, as an enterprise name (RFC 6806, section 5) where it looks like one: `user\\@suffix@REALM`. KDCs
+    do not look for another name of an account when the request's is of the usual type."""
+    if [component.count(b"@") for component in principal.components] != [1]:
+        return principal
+    name = krb5.unparse_name_flags(context, principal).replace(b"\\@", b"@")  # parsed so, the first @ is the name's
+    return krb5.parse_name_flags(context, name, krb5.PrincipalParseFlags.enterprise)
 
 
 def _first_principal(context: krb5.Context, path: str) -> krb5.Principal:
@@ -490,7 +510,7 @@ def _isolate(parent: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     libc.prctl(_PR_SET_DUMPABLE, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    no_core_dump()
     if os.getppid() != parent:  # it died before the first call took effect
         os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the parent's to handle

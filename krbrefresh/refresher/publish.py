@@ -150,10 +150,15 @@ def _replace(destination: Destination, directory: int, data: bytes) -> None:
     except BaseException:
         _unlink(temporary, directory)
         raise
+    _sync_directory(directory, destination.directory)  # the token is published, whatever comes of it
+
+
+def _sync_directory(directory: int, path: str) -> None:
+    """The names in it are on the disk when this returns, where the file system can do that: some cannot."""
     try:
         os.fsync(directory)
-    except OSError as error:  # the token is published; some file systems cannot sync a directory
-        event(logging.WARNING, "directory_not_synced", path=destination.directory, message=error.strerror)
+    except OSError as error:
+        event(logging.WARNING, "directory_not_synced", path=path, message=error.strerror)
 
 
 def _open_directory(destination: Destination, lock: Lock) -> int:
@@ -216,7 +221,22 @@ def _make_directories(destination: Destination, lock: Lock, made: list[str]) -> 
         _unlink(LOCK_NAME, directory)
         os.close(directory)
         raise
+    for path in made:  # a token on the disk is of no use in a directory whose name is not
+        _sync_parent(path)
     return directory
+
+
+def _sync_parent(path: str) -> None:
+    parent = os.path.dirname(path)
+    try:
+        descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:  # one that may be passed through, and not read
+        event(logging.WARNING, "directory_not_synced", path=parent, message=error.strerror)
+        return
+    try:
+        _sync_directory(descriptor, parent)
+    finally:
+        os.close(descriptor)
 
 
 def _make_one(path: str, mode: int, made: list[str]) -> int:

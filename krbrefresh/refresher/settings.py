@@ -93,8 +93,8 @@ class CredentialSettings:
     canonicalize: bool = _key(
         values.boolean,
         "false",
-        "Whether the KDC may answer for another name of the principal (an alias, an enterprise name). The token's "
-        "principal is then the KDC's.",
+        "Whether the KDC may answer for another name of the principal: an alias, or an enterprise name "
+        "(`user\\@suffix@REALM`, a UPN of Active Directory). The token's principal is then the KDC's.",
     )
     addressless: bool = _key(
         values.boolean,
