@@ -34,7 +34,7 @@ TABLES = (
         "outage",
         "The KDC freezes",
         """Tickets of {life} s, and every peer is set to refresh at half of that ({interval} s; k5start and libgssapi do
-        so of themselves), but for krbrefresh's default, the last third. Instances of each start at moments that are
+        so of themselves), but for krbrefresh's default, the last third. Ten instances of each start at moments that are
         spread over an interval, so that the freezes hit each at another point. The KDC is stopped (SIGSTOP) for 30
         s, later for 60 s, which is half of a ticket's life. A program that ends is started again after one second.
         Seconds without a valid token, sampled 50 times a second.""",
@@ -58,7 +58,8 @@ TABLES = (
     Table(
         "rotation",
         "The key is rotated, and the keytab comes late",
-        """The account's key changes at the KDC; the new keytab replaces the old one {stale:.0f} s later. A program that
+        """The account's key changes at the KDC; the new keytab replaces the old one {stale:.0f} s later, when every
+        token has ended. Instances start at moments that are spread over an interval of {interval} s. A program that
         ends is started again as a kubelet does: after 10, 20, 40 ... seconds. Refused attempts are what locks an
         account: Active Directory counts them.""",
         (

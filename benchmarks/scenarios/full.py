@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from benchmarks.peers import LIBGSSAPI, Running, kubelet
+from benchmarks.instances import Started, tend_until
+from benchmarks.peers import LIBGSSAPI, kubelet
 from benchmarks.peers import PEERS as ALL
 from benchmarks.realm import Bench, is_valid
 from benchmarks.records import Scale
-from benchmarks.scenarios.outage import tend_until
 from tests.faults import fill, tmpfs
 
 LANE, ROOT = "busy", True
@@ -25,7 +25,7 @@ INTERVAL = 4  # seconds, for those that cannot be asked to refresh
 
 def run(bench: Bench, scale: Scale) -> None:
     with contextlib.ExitStack() as mounts:
-        started: list[tuple[int, Running]] = []
+        started: Started = []
         for peer in sorted(ALL, key=lambda peer: peer is LIBGSSAPI):  # last, and soon looked at
             for _, running in started:
                 bench.first_token(running)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import time
 
+from benchmarks.instances import cases, start, tend_until
 from benchmarks.peers import PEERS as ALL
 from benchmarks.peers import Krbrefresh, Running, at_once
-from benchmarks.realm import Bench, wait_until
+from benchmarks.realm import Bench
 from benchmarks.records import Scale
 from benchmarks.sampling import Sampler, invalid, spans
 
@@ -19,29 +20,17 @@ LANE, ROOT = "waiting", False
 AT_HALF = Krbrefresh("krbrefresh, window 50%", expiry_window="50%")
 MEASURED = [ALL[0], AT_HALF, *ALL[1:]]
 PEERS = [peer.name for peer in MEASURED]
+INSTANCES = 2  # for each run: where in its interval a freeze hits is what matters
 LIFE, INTERVAL = 120, 60  # seconds; k5start cannot be told less than a minute
 
 
 def run(bench: Bench, scale: Scale) -> None:
     # Seconds after the last start: healthy until the first; frozen from, to; frozen from, to; the end.
     settle, *marks = scale.of([10.0, 70, 100, 230, 290, 430], [2.0, 4, 5, 6, 8, 12])
-    spread = scale.of(INTERVAL, 2)
-    started: list[tuple[int, Running]] = []
-    accounts = iter(bench.accounts(len(MEASURED) * scale.runs, life=f"{LIFE} seconds"))
-    cases = [
-        [bench.case(*next(accounts), scale.of(INTERVAL, 3)) for _ in MEASURED] for _ in range(scale.runs)
-    ]  # made before the sampler, which begins with their paths
-    with Sampler([case.ccache for row in cases for case in row]) as sampler:
-        begun = time.monotonic()
-        for index, row in enumerate(cases):
-            wait_until(begun + spread * index / scale.runs)
-            for peer, case in zip(MEASURED, row, strict=True):
-                running = bench.start(peer, case)
-                running.restart_after = at_once
-                started.append((index, running))
-        for _, running in started:
-            bench.first_token(running)
-        zero = max(begun + spread, time.monotonic()) + settle
+    rows = cases(bench, MEASURED, INSTANCES * scale.runs, life=LIFE, interval=scale.of(INTERVAL, 3))
+    with Sampler(case.ccache for row in rows for case in row) as sampler:
+        started = start(bench, MEASURED, rows, at_once, over=scale.of(INTERVAL, 2))
+        zero = time.monotonic() + settle
         tend_until(zero + marks[0], started)
         for frozen, thawed, then in ((marks[0], marks[1], marks[2]), (marks[2], marks[3], marks[4])):
             tend_until(zero + frozen, started)
@@ -74,13 +63,6 @@ def run(bench: Bench, scale: Scale) -> None:
         "timeline": timeline,
         "longest_gap": round(sampler.longest_gap, 3),
     }
-
-
-def tend_until(moment: float, started: list[tuple[int, Running]]) -> None:
-    while time.monotonic() < moment:
-        for _, running in started:
-            running.tend()
-        wait_until(min(moment, time.monotonic() + 0.2))
 
 
 def longest_stall(running: Running) -> float:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import time
 
+from benchmarks.instances import cases, start, tend_until
 from benchmarks.peers import PEERS as ALL
 from benchmarks.peers import kubelet
 from benchmarks.realm import Bench, Request
 from benchmarks.records import Scale
 from benchmarks.sampling import Sampler, invalid
-from benchmarks.scenarios.outage import INTERVAL, LIFE, tend_until
+from benchmarks.scenarios.outage import INTERVAL, LIFE
 from tests.faults import kadmin_all
 
 LANE, ROOT = "waiting", False
@@ -20,23 +21,16 @@ PEERS = [peer.name for peer in ALL]
 
 def run(bench: Bench, scale: Scale) -> None:
     settle, stale, after = scale.of((20.0, 180.0, 150.0), (2.0, 8.0, 12.0))
-    accounts = bench.accounts(len(ALL) * scale.runs, life=f"{LIFE} seconds")
-    cases = [(index, bench.case(*account, scale.of(INTERVAL, 3))) for index, account in enumerate(accounts)]
-    with Sampler(case.ccache for _, case in cases) as sampler:
-        started = []
-        for index, case in cases:
-            running = bench.start(ALL[index % len(ALL)], case)
-            running.restart_after = kubelet
-            started.append((index // len(ALL), running))
-        for _, running in started:
-            bench.first_token(running)
+    rows = cases(bench, ALL, scale.runs, life=LIFE, interval=scale.of(INTERVAL, 3))
+    with Sampler(case.ccache for row in rows for case in row) as sampler:
+        started = start(bench, ALL, rows, kubelet, over=scale.of(INTERVAL, 2))
         tend_until(time.monotonic() + settle, started)
         # Random new keys, in keytabs that are not where the peers look.
-        kadmin_all(bench.realm, [f"ktadd -k {case.keytab}.new {case.principal}" for _, case in cases])
+        kadmin_all(bench.realm, [f"ktadd -k {case.keytab}.new {case.principal}" for row in rows for case in row])
         changed_at = time.time()
         tend_until(time.monotonic() + stale, started)
-        for _, case in cases:
-            os.rename(f"{case.keytab}.new", case.keytab)
+        for _, running in started:
+            os.rename(f"{running.case.keytab}.new", running.case.keytab)
         delivered, delivered_at = time.monotonic(), time.time()
         tend_until(delivered + after, started)
     requests = bench.requests()

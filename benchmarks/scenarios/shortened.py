@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import time
 
+from benchmarks.instances import cases, start, tend_until
 from benchmarks.peers import PEERS as ALL
 from benchmarks.peers import at_once
 from benchmarks.realm import Bench
 from benchmarks.records import Scale
 from benchmarks.sampling import Sampler, invalid
-from benchmarks.scenarios.outage import INTERVAL, tend_until
+from benchmarks.scenarios.outage import INTERVAL
 
 LANE, ROOT = "waiting", False
 PEERS = [peer.name for peer in ALL]
@@ -20,16 +21,9 @@ LIFE = 40  # seconds
 def run(bench: Bench, scale: Scale) -> None:
     seconds = scale.of(240.0, 15.0)
     life = scale.of(LIFE, 4)
-    accounts = bench.accounts(len(ALL) * scale.runs, life=f"{life} seconds")
-    cases = [(index, bench.case(*account, INTERVAL)) for index, account in enumerate(accounts)]
-    with Sampler(case.ccache for _, case in cases) as sampler:
-        started = []
-        for index, case in cases:
-            running = bench.start(ALL[index % len(ALL)], case)
-            running.restart_after = at_once
-            started.append((index // len(ALL), running))
-        for _, running in started:
-            bench.first_token(running)
+    rows = cases(bench, ALL, scale.runs, life=life, interval=INTERVAL)
+    with Sampler(case.ccache for row in rows for case in row) as sampler:
+        started = start(bench, ALL, rows, at_once)
         zero = time.monotonic()
         tend_until(zero + seconds, started)
     for index, running in started:
