@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import itertools
 import os
 import re
@@ -113,10 +114,11 @@ _AS_REQ = re.compile(r"^(\w{3}) +(\d+) ([\d:]{8}) .*AS_REQ \(.*?\}\) \S+ (\w+): 
 
 @contextlib.contextmanager
 def bench(results: Results) -> Iterator[Bench]:
-    with (
-        throwaway_realm(kdc_conf={"max_renewable_life": "7d", "default_principal_flags": "+preauth"}) as kdc,
-        tempfile.TemporaryDirectory(prefix="krbrefresh-bench-") as name,
-    ):
+    with contextlib.ExitStack() as stack:
+        with _in_turn():
+            settings = {"max_renewable_life": "7d", "default_principal_flags": "+preauth"}
+            kdc = stack.enter_context(throwaway_realm(kdc_conf=settings))
+        name = stack.enter_context(tempfile.TemporaryDirectory(prefix="krbrefresh-bench-"))
         made = Bench(kdc, Path(name), results)
         kadmin_all(made.realm, [f'modprinc -maxrenewlife "7 days" krbtgt/{kdc.realm}'])
         try:
@@ -124,6 +126,14 @@ def bench(results: Results) -> Iterator[Bench]:
         finally:
             made.thaw()
             made.stop_all()
+
+
+@contextlib.contextmanager
+def _in_turn() -> Iterator[None]:
+    """One realm at a time is made: two that found the same ports free would answer for each other."""
+    with open(Path(tempfile.gettempdir()) / "krbrefresh-bench.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def state(path: Path) -> str:

@@ -33,11 +33,12 @@ TABLES = (
     Table(
         "outage",
         "The KDC freezes",
-        """Tickets of {life} s, and every peer is set to refresh at half of that ({interval} s; k5start and libgssapi do
-        so of themselves), but for krbrefresh's default, the last third. Ten instances of each start at moments that are
-        spread over an interval, so that the freezes hit each at another point. The KDC is stopped (SIGSTOP) for 30
-        s, later for 60 s, which is half of a ticket's life. A program that ends is started again after one second.
-        Seconds without a valid token, sampled 50 times a second.""",
+        """Tickets of {life} s, and every peer is set to refresh at half of that ({interval} s; k5start and libgssapi
+        do so of themselves), but for krbrefresh's default, the last third. Ten instances of each start at moments
+        that are spread over an interval, so that the freezes hit each at another point. The KDC is stopped
+        (SIGSTOP) for 30 s, later for 60 s, which is half of a ticket's life. A program that ends is started again
+        after one second: to these tickets that is what five minutes, the longest that a kubelet waits, are to ten
+        hours. Seconds without a valid token, sampled 50 times a second.""",
         (
             Column("invalid, healthy", "KDC up, s", 1, mean=True),
             Column("invalid, short freeze", "30 s freeze and after, s", 1, mean=True),
@@ -50,18 +51,19 @@ TABLES = (
     Table(
         "shortened",
         "The KDC gives shorter tickets than expected",
-        """Tickets of {life} s where the peers were set for 120 ({interval} s between two refreshes), as when somebody
-        lowers a principal's maximum life. The KDC is up all the time. Share of {seconds:.0f} s without a valid
-        token.""",
+        """Tickets of {life} s where the peers were set for 120 ({interval} s between two refreshes), as when
+        somebody lowers a principal's maximum life. The KDC is up all the time. Share of {seconds:.0f} s without a
+        valid token.""",
         (Column("invalid", "without a valid token, %", 1),),
     ),
     Table(
         "rotation",
         "The key is rotated, and the keytab comes late",
         """The account's key changes at the KDC; the new keytab replaces the old one {stale:.0f} s later, when every
-        token has ended. Instances start at moments that are spread over an interval of {interval} s. A program that
-        ends is started again as a kubelet does: after 10, 20, 40 ... seconds. Refused attempts are what locks an
-        account: Active Directory counts them.""",
+        token has ended. Instances start at moments that are spread over an interval of {interval} s. A program
+        that ends is started again as a kubelet does: after 10, 20, 40 ... seconds. Refused attempts are what
+        locks an account: Active Directory counts them. libgssapi asks whenever the worker acquires, twice a
+        second here.""",
         (
             Column("attempts refused", "attempts that the KDC refused", 0, mean=True, ratio=True),
             Column("invalid after the new keytab", "then without a valid token, s", 1, mean=True, ratio=True),
@@ -70,9 +72,9 @@ TABLES = (
     Table(
         "torn",
         "Reading while it is rewritten",
-        """Two processes parse the ccache without a rest while the peer rewrites it as fast as it can be made to (3 s a
-        run). Rewrites are those that were seen; airflow rests a second, and libgssapi rewrites at half of a ticket's
-        two seconds.""",
+        """Two processes parse the ccache without a rest while the peer rewrites it as fast as it can be made to (3 s
+        a run). Rewrites are those that were seen; airflow rests a second, and libgssapi rewrites at half of a
+        ticket's two seconds.""",
         (
             Column("rewrites", "rewrites", 0, less=None),
             Column("reads", "reads", 0, less=None),
@@ -83,8 +85,10 @@ TABLES = (
     Table(
         "kill",
         "SIGKILL in the middle of a write",
-        """To the whole process group, at a random moment between the first event in the token's directory and the end
-        of a write. A ticket that is left beside the ccache lives until it ends; who sweeps it?""",
+        """To the whole process group, at a random moment between the first event in the token's directory and the
+        end of a write. strace makes each system call that writes, renames, removes or syncs last 5 ms, so that
+        every step of every peer is as likely to be hit, however fast it is. A ticket that is left beside the
+        ccache lives until it ends, unless somebody removes it.""",
         (
             Column("kills", "kills in a run", 0, less=None),
             Column("token destroyed", "token destroyed, % of kills", 1, mean=True),
@@ -104,9 +108,10 @@ TABLES = (
     Table(
         "term",
         "TERM while the KDC hangs",
-        """In the middle of an exchange with a KDC that is stopped. As a process among others, and as the first process
-        of a container (pid 1), where a signal that a program does not handle does nothing, and a shell waits for
-        `kinit` or `sleep` before it would. {patience:.0f} s: it had not ended by then. A kubelet kills after 30.""",
+        """In the middle of an exchange with a KDC that is stopped. As a process among others, and as the first
+        process of a container (pid 1), where a signal that a program does not handle does nothing, and a shell
+        waits for `kinit` or `sleep` before it would. {patience:.0f} s: it had not ended by then. A kubelet kills
+        after 30.""",
         (
             Column("to the end, as a process", "as a process, s", 2, ratio=True),
             Column("to the end, as pid 1", "as pid 1, s", 2, ratio=True),
@@ -117,8 +122,8 @@ TABLES = (
         "What the KDC hears: 1,000 tokens of ten hours, issued in one minute",
         """**Reckoned, not measured**: krbrefresh's by its own policy with random numbers, the peers' by the schedule
         that their manual or code has, at their defaults (`reinit_frequency` 3600, `-K 10`, an hour for loops and
-        sidecars). Longer intervals would make fewer exchanges and leave less time for retries; the bursts would be
-        the same, since nobody but krbrefresh spreads them.""",
+        sidecars). Longer intervals would make fewer exchanges and leave less time for retries; the bursts would
+        be the same, since nobody but krbrefresh spreads them.""",
         (
             Column("exchanges", "AS exchanges an hour", 0, ratio=True),
             Column("largest burst in a second", "most in a second", 0, ratio=True),
@@ -128,9 +133,9 @@ TABLES = (
     Table(
         "requests",
         "What the KDC hears, measured with short tickets",
-        """{count} tokens of {life} s that were started together, counted in the KDC's log for {seconds:.0f} s from when
-        all were there. krbrefresh refreshes in the first 30 % of the last third, so it has 12 s here to spread over,
-        and an hour with tickets of ten.""",
+        """{count} tokens of {life} s that were started together, counted in the KDC's log for {seconds:.0f} s from
+        when all were there. krbrefresh refreshes in the first 30 % of the last third, so it has 12 s here to
+        spread over, and an hour with tickets of ten.""",
         (
             Column("exchanges per token and life", "exchanges per token and ticket life", 2, ratio=True),
             Column("largest burst", "most in one second", 0, ratio=True),
@@ -146,9 +151,9 @@ TABLES = (
     Table(
         "idle",
         "At rest, with one credential",
-        """Memory of the program and what it has started: private is what ending it would free (USS), proportional has
-        its share of what it shares (PSS). Wake-ups are voluntary context switches of all threads, over {seconds:.0f}
-        s. libgssapi works inside the worker and has no process of its own.""",
+        """Memory of the program and what it has started: private is what ending it would free (USS), proportional
+        has its share of what it shares (PSS). Wake-ups are voluntary context switches of all threads, over
+        {seconds:.0f} s. libgssapi works inside the worker and has no process of its own.""",
         (
             Column("private", "private, MiB", 1, ratio=True),
             Column("proportional", "proportional, MiB", 1),
