@@ -63,14 +63,16 @@ def run(bench: Bench, scale: Scale) -> None:
         for name, schedule in SCHEDULES.items():
             dice = random.Random(index)
             seconds: collections.Counter[int] = collections.Counter()
-            for _ in range(scale.of(TOKENS, 50)):
-                moment = schedule(dice.uniform(0, WITHIN), dice)
+            lived, tokens = 0.0, scale.of(TOKENS, 50)
+            for _ in range(tokens):
+                moment = issued = dice.uniform(0, WITHIN)
                 while moment < DAYS:
-                    seconds[int(moment)] += 1
                     moment = schedule(moment, dice)
+                    seconds[int(moment)] += 1
+                lived += moment - issued
             minutes: collections.Counter[int] = collections.Counter()
             for second, count in seconds.items():
                 minutes[second // 60] += count
-            bench.results.add(name, index, "exchanges", seconds.total() / (DAYS / 3600), "an hour")
+            bench.results.add(name, index, "exchanges", seconds.total() / lived * tokens * 3600, "an hour")
             bench.results.add(name, index, "largest burst in a second", max(seconds.values()), "")
             bench.results.add(name, index, "largest burst in a minute", max(minutes.values()), "")
