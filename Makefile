@@ -1,7 +1,9 @@
 .PHONY: help demo test test-long test-faults test-servers test-frameworks test-chart test-interop test-containers fuzz soak \
-	lint audit types docs lock clean setup
+	bench lint audit types docs lock clean setup
 
 SECONDS = 60
+RUNS = 5
+QUICK =
 MINUTES = 60
 SOAK = soak-results
 EXCHANGES = 1000
@@ -44,6 +46,11 @@ test-frameworks: setup ## the hooks, in the real frameworks: Celery with Redis, 
 test-chart: setup ## the Helm chart, by the real Helm: its templates over values and versions of Kubernetes
 	@tools/setup-chart
 	@.venv/bin/python -m pytest -m chart tests/chart $(ARGS)
+
+bench: setup ## beside k5start, kinit, airflow kerberos and others, RUNS=5; writes docs/benchmarks.md, or with QUICK=1 nothing
+	@tools/setup-frameworks requirements-airflow
+	@.venv/bin/python -m benchmarks $(if $(QUICK),--runs 1 --quick --results build/bench,--runs $(RUNS)) $(ARGS)
+	@.venv/bin/python -m benchmarks.report $(if $(QUICK),--results build/bench)
 
 test-containers: setup ## in real containers: builds the images, starts the demo, breaks it; needs a Docker engine, or root
 	@tools/test-containers $(ARGS)

@@ -1,0 +1,65 @@
+"""How long a peer takes to end on TERM while the KDC hangs and an exchange is under way: as a process among others, and
+as the first process of a container (pid 1), which a signal without a handler does not end. After a while (`PATIENCE`)
+nobody waits any longer; a kubelet does not after 30 seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from benchmarks.peers import AIRFLOW_KERBEROS, KINIT_LOOP, KRBREFRESH, LIBGSSAPI, SAFE_K5START, SIDECAR, Running
+from benchmarks.realm import Bench, wait_until
+from benchmarks.records import Scale
+from tests.processes import children_of
+from tests.support import eventually
+
+LANE, ROOT = "waiting", False
+MEASURED = [KRBREFRESH, SAFE_K5START, KINIT_LOOP, SIDECAR, AIRFLOW_KERBEROS, LIBGSSAPI]
+PEERS = [peer.name for peer in MEASURED]
+FIRST = ["unshare", "--pid", "--fork", "--kill-child"]  # needs root
+PATIENCE = 120.0  # seconds
+LIFE = "1 hour"
+
+
+def run(bench: Bench, scale: Scale) -> None:
+    ways: dict[str, list[str]] = {"as a process": []} | ({"as pid 1": FIRST} if os.geteuid() == 0 else {})
+    patience = scale.of(PATIENCE, 3.0)
+    started: list[tuple[str, int, Running]] = []
+    for way, prefix in ways.items():
+        for peer in MEASURED:
+            life = "6 seconds" if peer is LIBGSSAPI else LIFE
+            for index, account in enumerate(bench.accounts(scale.runs, life=life)):
+                # Seconds until the next exchange of those that cannot be asked for one.
+                running = bench.start(peer, bench.case(*account, 2), prefix=prefix)
+                started.append((way, index, running))
+    for _, _, running in started:
+        bench.first_token(running)
+    pids = [_pid(running) for _, _, running in started]
+    bench.freeze()
+    for (_, _, running), pid in zip(started, pids, strict=True):
+        if running.peer.refreshes_on:
+            os.kill(pid, running.peer.refreshes_on)
+    wait_until(time.monotonic() + 6)  # all of them ask by now, and none has given up
+    begun: dict[int, float] = {}
+    took: dict[int, float] = {}
+    for (_, _, running), pid in zip(started, pids, strict=True):
+        begun[running.pid] = time.monotonic()
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience
+
+    def all_ended() -> bool:
+        for _, _, running in started:
+            if running.pid not in took and not running.alive():
+                took[running.pid] = time.monotonic() - begun[running.pid]
+        return len(took) == len(started) or time.monotonic() > deadline
+
+    eventually(all_ended, within=patience + 10, every=0.005)
+    for way, index, running in started:
+        bench.results.add(running.peer.name, index, f"to the end, {way}", took.get(running.pid, patience), "s")
+    bench.results.extra = {"patience": patience}
+
+
+def _pid(running: Running) -> int:
+    """Of the peer itself, behind `unshare` where that started it."""
+    return children_of(running.pid)[0] if running.process.args[0] == FIRST[0] else running.pid  # type: ignore[index]
