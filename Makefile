@@ -58,7 +58,7 @@ test-containers: setup ## in real containers: builds the images, starts the demo
 test-interop: setup ## every case of docs/interop.md against every KDC: MIT krb5, Heimdal, Samba; needs root
 	@tools/setup-interop
 	@rm -rf .interop/results
-	@.venv/bin/python -m pytest -n 4 --dist loadgroup -m interop tests/interop $(ARGS)
+	@.venv/bin/python -m pytest -n 4 --dist loadscope -m interop tests/interop $(ARGS)
 	@.venv/bin/python -m tests.interop.record $(RECORD)
 
 fuzz: setup ## hostile bytes for the ccache reader, for SECONDS=60

@@ -11,10 +11,11 @@ from tests.interop.brands import RESULTS
 from tests.interop.kdcs import Kdc
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="class")
 def kdc(request: pytest.FixtureRequest) -> Iterator[Kdc]:
-    with request.param.start() as running:
+    brand = request.cls.brand
+    with brand.start() as running:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        about = {"name": request.param.name, "title": request.param.title, "version": running.version}
-        (RESULTS / f"{request.param.name}.json").write_text(json.dumps(about))
+        about = {"name": brand.name, "title": brand.title, "version": running.version}
+        (RESULTS / f"{brand.name}.json").write_text(json.dumps(about))
         yield running
