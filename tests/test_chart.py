@@ -109,6 +109,26 @@ def test_a_section_that_is_taken_away_is_refused_in_words() -> None:
     look(SCHEMA, "")
 
 
+def test_values_that_airflow_s_are_compared_with_are_there(chart_doc: ModuleType) -> None:
+    """The second column of docs/airflow.md's table."""
+    section = (ROOT / "docs" / "airflow.md").read_text().partition("\n## The chart\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 15
+    values = chart_doc.read((CHART / "values.yaml").read_text())
+    templates = "".join(path.read_text() for path in CHART.rglob("*.tpl"))
+    compared = 0
+    for name in (name for row in rows for name in re.findall(r"`([^`]+)`", row)):
+        if name.startswith("krbrefresh."):
+            assert f'define "{name}"' in templates, name
+            continue
+        among = values
+        for key in name.partition(":")[0].split("."):
+            (found,) = (each for each in among if each.name == key)
+            among = found.children
+            compared += 1
+    assert compared > 15
+
+
 def test_no_object_takes_a_key_that_the_schema_does_not_know() -> None:
     def look(schema: dict[str, Any], path: str) -> None:
         schema = resolved(schema)

@@ -115,6 +115,9 @@ SLIPS = {
         CONTEXT, 'semverCompare ">=1.29.0-0"', 'semverCompare ">=1.20.0-0"', "jobs_end", kubernetes="1.28"
     ),
     "no stop file": Slip(POD, '"KRBREFRESH__REFRESHER__STOP_PATH"', '"STOP_PATH"', "jobs_end", kubernetes="1.28"),
+    "a stop file that the worker does not leave": Slip(
+        POD, """trap ': >{{ include "krbrefresh.stopPath" . }}' EXIT\n""", "", "jobs_end", kubernetes="1.28"
+    ),
     "a stop file that the worker cannot leave": Slip(
         POD,
         "  mountPath: {{ .Values.sidecar.stopMountPath }}\n{{- end }}\n{{- end -}}\n",
