@@ -191,11 +191,13 @@ def test_the_notes_tell_of_each_credential(judge: Judge, tmp_path: Path) -> None
     notes = 'data: {notes: {{ include (print $.Template.BasePath "/NOTES.txt") . | toJson }}}'
     text = f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: notes}}\n{notes}\n"
     (chart / "templates" / "notes.yaml").write_text(text)
-    documents = judge.load(template(combination("1.37", "three credentials").values, chart=chart))
+    values = combination("1.37", "three credentials").values
+    documents = judge.load(template({**values, "prometheusRule": {"enabled": True}}, chart=chart))
     (said,) = (each["data"]["notes"] for each in documents if each["metadata"]["name"] == "notes")
     for words in ("default: etl@EXAMPLE.COM", "reports: reports@EXAMPLE.COM", "dw: dw@EXAMPLE.COM"):
         assert words in said
     assert "create secret generic etl-keytab --from-file=kerberos.keytab" in said
+    assert "Alerts, and no PodMonitor" in said
 
 
 # --- two releases in one namespace ---

@@ -155,16 +155,6 @@ def test_a_term_that_comes_while_the_command_is_being_started_reaches_it(
     assert (tmp_path / "done").exists()
 
 
-def test_term_that_comes_before_the_command_reaches_it(tmp_path: Path, stop_script: str) -> None:
-    """While the shell has set its trap and started nothing yet: here it sends TERM to itself there."""
-    before, start, after = stop_script.partition('"$@" &\n')
-    assert start
-    script = f"{before}kill -TERM $$\n{start}{after}"
-    command = ["/bin/sh", "-c", script, "stop-file", "sleep", "60"]
-    assert subprocess.run(command, capture_output=True, timeout=30).returncode == 128 + signal.SIGTERM
-    assert (tmp_path / "done").exists()
-
-
 LONG = "a" * 53
 EVERYTHING: Values = {
     "podMonitor": {"enabled": True},
