@@ -83,6 +83,7 @@ class Service:
         self._late: dict[Credential, asyncio.Future[Any]] = {}  # to prepare, and when that can go on
         self._looking_for_the_end: set[str] = set()
         self._ready = False
+        self._until_valid = False
         self._reloads = 0
         self._lead = self._clock_lead()
         self._tally = Tally()
@@ -94,10 +95,11 @@ class Service:
     async def run_until_valid(self) -> bool:
         """As `run`, with its waits between tries, until there is a valid token of each credential; serves nothing.
         Whether there is: after TERM or INT it may be missing."""
-        await self.run(until_valid=True)
+        self._until_valid = True
+        await self.run()
         return self._all_valid()
 
-    async def run(self, *, until_valid: bool = False) -> None:
+    async def run(self) -> None:
         """Refreshes for ever; returns after TERM or INT, or when `stop_path` appears. Raises LayoutError where the
         layout is refused at start."""
         loop = asyncio.get_running_loop()
@@ -118,10 +120,10 @@ class Service:
         if os.geteuid() == 0 and any(each.settings.group is None for each in self._credentials):
             words = "this is root, and no group is set: only root's group can read the token"
             event(logging.WARNING, "no_group", message=words)
-        if not until_valid:
+        if not self._until_valid:
             self._listen()
         await self._begin(self._credentials)
-        if until_valid:
+        if self._until_valid:
             self._spawn(self._for_ever(self._wait_for_tokens))
         self._spawn(self._for_ever(self._look_around))
         self._spawn(self._for_ever(self._look_at_locks))
@@ -714,7 +716,8 @@ class Service:
         event(logging.INFO, "stopping", signal=signal.Signals(number).name if number else None)
         self.stop()
         # A disk that does not answer holds a thread, and the interpreter would wait for it.
-        last_word = threading.Timer(_LAST_WORD, os._exit, (0,))
+        status = 1 if self._until_valid and not self._all_valid() else 0
+        last_word = threading.Timer(_LAST_WORD, os._exit, (status,))
         last_word.daemon = True
         try:
             last_word.start()
