@@ -103,6 +103,10 @@ def _parser(asked: str = "") -> argparse.ArgumentParser:
         added.add_argument(
             "--airflow", action="store_true", help="read AIRFLOW__KERBEROS__*, too, as the weakest source"
         )
+        if name == "once":
+            added.add_argument(
+                "--keep-trying", action="store_true", help="until there is a valid token of each, as `run` tries"
+            )
         if name == "config":
             added.add_argument("--json", action="store_true", help="print them as JSON")
 
@@ -348,7 +352,7 @@ def _keygen(options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, *, until_valid: bool = False) -> int:
     import signal
 
     # Until the loop's own handlers are there: as pid 1 a TERM without a handler would be lost.
@@ -363,7 +367,10 @@ def _run(options: argparse.Namespace) -> int:
         service, write_the_rest = _service(options)
         status = 0
         try:
-            await service.run()
+            if until_valid:
+                status = 0 if await service.run_until_valid() else 1
+            else:
+                await service.run()
         except LayoutError as error:
             _complain(error)
             status = 2
@@ -377,6 +384,9 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _once(options: argparse.Namespace) -> int:
+    if options.keep_trying:
+        return _run(options, until_valid=True)
+
     import asyncio
 
     async def once() -> None:

@@ -92,7 +92,7 @@ class Rendering:
 
     documents: Sequence[Mapping]
     kubernetes: str = "1.29"  # the version that they are for
-    outside: frozenset[str] = frozenset()  # names of Secrets and ConfigMaps that are there without us
+    outside: frozenset[str | tuple[str, str]] = frozenset()  # Secrets and ConfigMaps, or their names, that are there
     private: frozenset[str] = frozenset()  # names of Secrets that workers must not see, whoever mounts them
     key_material: tuple[str, ...] = ()  # what must stand in no document but a Secret
     pods: list[Pod] = field(default_factory=list, compare=False)
@@ -110,7 +110,14 @@ class Rendering:
         mounted = {
             name for pod in self.pods for volume in pod.private_volumes for name in volume_secrets(pod.volumes[volume])
         }
-        return mounted | set(self.private)
+        given = {
+            name
+            for pod in self.pods
+            for each in pod.refreshers
+            for kind, name, _ in environment_references(each)
+            if kind == "Secret"
+        }
+        return mounted | given | set(self.private)
 
     def of(self, *kinds: str) -> list[Mapping]:
         return [each for each in self.documents if each["kind"] in kinds]
@@ -258,6 +265,15 @@ def no_worker_has_a_private_secret(rendering: Rendering) -> Iterator[str]:
             for kind, name, _ in environment_references(container):
                 if kind == "Secret" and name in private:
                     yield f"{where}: its environment has Secret {name}"
+
+
+@policy
+def refreshers_run_nothing_else(rendering: Rendering) -> Iterator[str]:
+    """What has the refresher's image may have the keytab: a worker must not pass for one."""
+    for pod in rendering.pods:
+        for container in pod.refreshers:
+            if container.get("command") or (container.get("args") or [""])[0] not in {"run", "once"}:
+                yield f"{pod.owner}, {container['name']}: {container.get('command')} {container.get('args')}"
 
 
 @policy
@@ -579,7 +595,7 @@ def what_is_referred_to_is_there(rendering: Rendering) -> Iterator[str]:
             if (kind, name) in rendered:
                 if key is not None and key not in rendered[kind, name]:
                     yield f"{pod.owner}: {kind} {name} has no key {key}"
-            elif name not in rendering.outside:
+            elif not {name, (kind, name)} & rendering.outside:
                 yield f"{pod.owner}: {kind} {name} is not there"
 
 
@@ -636,7 +652,7 @@ def stop_file_problems(pod: Pod, refresher: Mapping) -> Iterator[str]:
         yield f"{where}: no read-only volume at {directory}"
         return
     writing = [
-        each
+        (each, f"{mount['mountPath']}/{path.rpartition('/')[2]}")
         for each in pod.spec["containers"]
         if not pod.is_refresher(each)
         for mount in mounts(each)
@@ -644,6 +660,10 @@ def stop_file_problems(pod: Pod, refresher: Mapping) -> Iterator[str]:
     ]
     if not writing:
         yield f"{where}: nobody can write {path}"
+    elif not any(
+        file in text for each, file in writing for text in (each.get("command") or []) + (each.get("args") or [])
+    ):
+        yield f"{where}: nobody writes {path}"
 
 
 def environment(container: Mapping) -> dict[str, str]:

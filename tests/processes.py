@@ -59,10 +59,11 @@ class Refresher:
         uid: int | None = None,
         groups: tuple[int, ...] = (),
         wrapper: tuple[str, ...] = (),
+        command: tuple[str, ...] = ("run",),
     ) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
         self.process = subprocess.Popen(
-            [*wrapper, runner.python, "-m", "krbrefresh", "run", "--config", str(config)],
+            [*wrapper, runner.python, "-m", "krbrefresh", *command, "--config", str(config)],
             env={**runner.env, **env},
             stderr=self._log,
             stdout=self._log,

@@ -23,6 +23,12 @@ CHART = ROOT / "charts" / "krbrefresh"
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 # The chart's own: it knows where what it mounts is, and who may read it.
 OWN = {"listen", "stop_path", "principal", "keytab", "ccache", "group", "signing_key"}
+# Sections whose keys have no defaults in values.yaml.
+NO_DEFAULTS = {
+    ".settings.refresher",
+    ".settings.kerberos",
+    *(f".probes.{each}" for each in ("startup", "readiness", "liveness")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +92,41 @@ def test_each_value_is_documented_and_in_the_schema(chart_doc: ModuleType) -> No
             compare(each.children, known[each.name], f"{path}.{each.name}" if path else each.name)
 
     compare(chart_doc.read((CHART / "values.yaml").read_text()), SCHEMA, "")
+
+
+def test_a_section_that_is_taken_away_is_refused_in_words() -> None:
+    """A null in a user's values takes a default away, and a template would say "nil pointer"."""
+
+    def look(schema: dict[str, Any], path: str) -> None:
+        schema = resolved(schema)
+        if "properties" in schema and path not in NO_DEFAULTS:
+            nullable = {name for name, each in schema["properties"].items() if "null" in resolved(each).get("type", ())}
+            wanted = set(schema["properties"]) - nullable - {"global", "reinitFrequency", "resources"}
+            assert set(schema["required"]) == wanted, path
+            for name, each in schema["properties"].items():
+                look(each, f"{path}.{name}")
+
+    look(SCHEMA, "")
+
+
+def test_values_that_airflow_s_are_compared_with_are_there(chart_doc: ModuleType) -> None:
+    """The second column of docs/airflow.md's table."""
+    section = (ROOT / "docs" / "airflow.md").read_text().partition("\n## The chart\n")[2].partition("\n## ")[0]
+    rows = [line.split("|")[2] for line in section.splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 15
+    values = chart_doc.read((CHART / "values.yaml").read_text())
+    templates = "".join(path.read_text() for path in CHART.rglob("*.tpl"))
+    compared = 0
+    for name in (name for row in rows for name in re.findall(r"`([^`]+)`", row)):
+        if name.startswith("krbrefresh."):
+            assert f'define "{name}"' in templates, name
+            continue
+        among = values
+        for key in name.partition(":")[0].split("."):
+            (found,) = (each for each in among if each.name == key)
+            among = found.children
+            compared += 1
+    assert compared > 15
 
 
 def test_no_object_takes_a_key_that_the_schema_does_not_know() -> None:

@@ -25,6 +25,7 @@ import pytest
 
 import krbrefresh
 from krbrefresh import ccache
+from krbrefresh._text import moment_text
 from krbrefresh.errors import UnreadableError
 from krbrefresh.refresher import files, log, looks, policy, settings
 from krbrefresh.refresher.child import Exchanged
@@ -138,6 +139,35 @@ def test_once_for_several_credentials_one_of_which_fails(runner: Runner, realm: 
     for name in ("etl", "reports"):
         assert krbrefresh.validate(place / name / "krb5cc").principal == realm.principal(name)
     assert os.listdir(place / "lost") == [LOCK_NAME]
+
+
+KEEP_TRYING = ("once", "--keep-trying")
+
+
+def test_once_that_keeps_trying_waits_as_run_does_and_ends_with_the_token(
+    runner: Runner, realm: Realm, place: Path
+) -> None:
+    """An init container that is started again and again would make a bad attempt each time, and lock the account."""
+    keytab = realm.keytab(place / "k", "stale")
+    realm.kadmin(f"cpw -randkey {realm.principal('stale')}")
+    config = configured(place, realm.principal("stale"), keytab)
+    with refresher(runner, config, realm.env, command=KEEP_TRYING) as trying:
+        (failed,) = trying.logged("refresh_failed")
+        assert failed["reason"] == "key_rejected"
+        assert failed["next_attempt_at"] > moment_text(time.time() + 200)
+        realm.keytab(place / "new", "stale").rename(keytab)
+        assert trying.process.wait(timeout=20) == 0, trying.text
+        assert len(trying.named("refresh_failed")) == 1
+        assert trying.named("published")
+    assert krbrefresh.validate(place / "token" / "krb5cc").principal == realm.principal("stale")
+
+
+def test_once_that_keeps_trying_says_at_its_end_that_there_is_none(runner: Runner, realm: Realm, place: Path) -> None:
+    config = configured(place, realm.principal("etl"), place / "missing")
+    with refresher(runner, config, realm.env, command=KEEP_TRYING) as trying:
+        trying.logged("refresh_failed")
+        trying.stop()
+        assert trying.process.returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ T = TypeVar("T")
 _CLOCK_JUMP = 5.0  # seconds by which the wall clock may leave the monotonic one before every token is in doubt
 _LAST_WORD = 0.7  # seconds after TERM; then this process ends, even if a disk does not answer
 _LOOKS_APART = 2.0  # seconds at least between looks at everything: a directory can be a busy place
+_LOOKS_FOR_TOKENS_APART = 0.2  # seconds; they are in memory
 _PATIENCE = 2.0  # seconds for a look at a credential's files before its file system is taken to hang
 _AFTER_DEFECT = 5.0  # seconds
 _SETTLE = 0.2  # seconds after an event: it has companions, often
@@ -82,6 +83,7 @@ class Service:
         self._late: dict[Credential, asyncio.Future[Any]] = {}  # to prepare, and when that can go on
         self._looking_for_the_end: set[str] = set()
         self._ready = False
+        self._until_valid = False
         self._reloads = 0
         self._lead = self._clock_lead()
         self._tally = Tally()
@@ -89,6 +91,13 @@ class Service:
         self._notifier = Notifier(os.environ)
         self._watch: Watch | None = None
         self._health: Health | None = None
+
+    async def run_until_valid(self) -> bool:
+        """As `run`, with its waits between tries, until there is a valid token of each credential; serves nothing.
+        Whether there is: after TERM or INT it may be missing."""
+        self._until_valid = True
+        await self.run()
+        return self._all_valid()
 
     async def run(self) -> None:
         """Refreshes for ever; returns after TERM or INT, or when `stop_path` appears. Raises LayoutError where the
@@ -111,8 +120,11 @@ class Service:
         if os.geteuid() == 0 and any(each.settings.group is None for each in self._credentials):
             words = "this is root, and no group is set: only root's group can read the token"
             event(logging.WARNING, "no_group", message=words)
-        self._listen()
+        if not self._until_valid:
+            self._listen()
         await self._begin(self._credentials)
+        if self._until_valid:
+            self._spawn(self._for_ever(self._wait_for_tokens))
         self._spawn(self._for_ever(self._look_around))
         self._spawn(self._for_ever(self._look_at_locks))
         self._spawn(self._for_ever(self._watch_the_clock))
@@ -164,6 +176,15 @@ class Service:
                 event(logging.ERROR, "not_valid", credential=credential.settings.name, message=str(credential.error))
             else:
                 event(logging.INFO, "valid", credential=credential.settings.name, expires_at=moment_text(token.expires))
+
+    def _all_valid(self) -> bool:
+        now = self._clock()
+        return all(each.token and each.token.expires > now and each.begun for each in self._credentials)
+
+    async def _wait_for_tokens(self) -> None:
+        while not self._all_valid():
+            await asyncio.sleep(_LOOKS_FOR_TOKENS_APART)
+        self._end()
 
     def status(self) -> Status:
         """How it is now."""
@@ -695,7 +716,8 @@ class Service:
         event(logging.INFO, "stopping", signal=signal.Signals(number).name if number else None)
         self.stop()
         # A disk that does not answer holds a thread, and the interpreter would wait for it.
-        last_word = threading.Timer(_LAST_WORD, os._exit, (0,))
+        status = 1 if self._until_valid and not self._all_valid() else 0
+        last_word = threading.Timer(_LAST_WORD, os._exit, (status,))
         last_word.daemon = True
         try:
             last_word.start()

@@ -16,7 +16,8 @@ MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=
 """
 CONF = '[libdefaults]\n    default_realm = {{ .Values.principal | splitList "@" | last }}\n'
 DIGEST = "sha256:" + "0123456789abcdef" * 4
-OLDEST = "1.28"
+OLDEST = "1.25"  # Chart.yaml's, and the oldest whose schemas are published for us
+BEFORE_NATIVE = ("1.25", "1.26", "1.27", "1.28")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,22 @@ OPTIONS: dict[str, Option] = {
             },
         },
         private=("keytab-a", "etl-b"),
+    ),
+    "settings of the default credential": Option(
+        {
+            "principal": "",
+            "credentials": {
+                "default": {
+                    "principal": "etl@EXAMPLE.COM",
+                    "keytabSecret": {"name": "keytab-a"},
+                    "services": ["postgres/db.example.com@EXAMPLE.COM"],
+                    "include_tgt": False,
+                    "lifetime": "2h",
+                },
+                "other": {"principal": "other@EXAMPLE.COM"},
+            },
+        },
+        private=("keytab-a",),
     ),
     "no shared Secret": Option(
         {
@@ -151,13 +168,30 @@ OPTIONS: dict[str, Option] = {
         },
         objects=("PodMonitor", "PrometheusRule"),
     ),
+    "alerts for Jobs": Option(
+        {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True, "exclude": ["KrbrefreshDown"]}},
+        objects=("PodMonitor", "PrometheusRule"),
+    ),
+    "metrics by TLS": Option(
+        {
+            "settings": {
+                "refresher": {"tls_certificate": "/tls/tls.crt", "tls_key": "/tls/tls.key", "tls_client_ca": "/tls/ca"}
+            },
+            "extraVolumes": [{"name": "tls", "secret": {"secretName": "tls", "defaultMode": 0o400}}],
+            "extraVolumeMounts": [{"name": "tls", "mountPath": "/tls", "readOnly": True}],
+            "podMonitor": {"enabled": True, "tlsConfig": {"ca": {"secret": {"name": "prometheus", "key": "ca"}}}},
+        },
+        private=("tls",),
+        objects=("PodMonitor",),
+        waives=("sidecars_are_probed_and_limited",),
+    ),
     "network policy": Option({"networkPolicy": {"enabled": True}}, objects=("NetworkPolicy",)),
     "narrow network policy": Option(
         {
             "networkPolicy": {
                 "enabled": True,
                 "kdc": {"to": [{"ipBlock": {"cidr": "192.0.2.0/24"}}], "ports": [88, 464]},
-                "dns": {"to": [{"namespaceSelector": {"matchLabels": {"name": "kube-system"}}}]},
+                "dns": {"to": [{"namespaceSelector": {"matchLabels": {"name": "kube-system"}}}], "ports": [5353]},
                 "metrics": {"from": [{"namespaceSelector": {}, "podSelector": {"matchLabels": {"app": "prometheus"}}}]},
                 "extraEgress": [{"ports": [{"port": 5432, "protocol": "TCP"}]}],
                 "extraIngress": [{"ports": [{"port": "http"}]}],
@@ -169,7 +203,7 @@ OPTIONS: dict[str, Option] = {
         {
             "labels": {"team": "data"},
             "annotations": {"example.com/contact": "data@example.com"},
-            "podLabels": {"cost-centre": "42"},
+            "podLabels": {"cost-centre": "42", "app.kubernetes.io/name": "mine"},
             "podAnnotations": {"example.com/note": "yes: 'and' \"no\""},
         }
     ),
@@ -207,6 +241,41 @@ OPTIONS: dict[str, Option] = {
     "a long release": Option({}, release="a-release-with-a-name-that-is-as-long-as-helm-allows0"),
     "a release of the chart's name": Option({}, release="krbrefresh"),
     "a release that ends in a digit": Option({}, release="r2-2"),
+    "a numeric release": Option({}, release="123"),
+    "a numeric Secret": Option(
+        {
+            "keytab": {"existingSecret": "123"},
+            "krb5Conf": {"existingConfigMap": "1e3"},
+            "signing": {
+                "existingSecret": "0x10",
+                "key": "1",
+                "publicKeyConfigMap": "456",
+                "publicKeyKey": "2.0",
+            },
+        },
+        private=("123", "0x10"),
+    ),
+    "numeric names of files": Option(
+        {
+            "keytabPath": "/run/secrets/keytab/1",
+            "keytab": {"existingSecret": ""},
+            "keytabBase64Content": KEYTAB,
+            "configPath": "/etc/krb5/2",
+            "krb5Conf": {"existingConfigMap": ""},
+            "config": CONF,
+            "ccacheFileName": "3",
+            "signing": {"existingSecret": "signing", "publicKey": PUBLIC_KEY, "publicKeyKey": "4"},
+        },
+        private=("signing",),
+        key_material=(KEYTAB,),
+    ),
+    "names that YAML takes for others": Option({"nameOverride": "no", "fullnameOverride": "true"}),
+    "large numbers": Option(
+        {
+            "token": {"sizeLimit": 16777216},
+            "examples": {"job": {"backoffLimit": 1000000}, "cronJob": {"backoffLimit": 2000000}},
+        }
+    ),
     "several replicas": Option({"examples": {"deployment": {"replicas": 3, "command": ["/bin/worker", "--flag=a b"]}}}),
     "no examples": Option({"examples": {key: {"enabled": False} for key in ("deployment", "job", "cronJob", "test")}}),
 }
@@ -238,7 +307,7 @@ TOUCHING = (
 REFUSED: dict[frozenset[str], str] = {
     frozenset(names): said
     for *names, said in (
-        ("native", OLDEST, "sidecar.mode native needs Kubernetes 1.29"),
+        *(("native", version, "sidecar.mode native needs Kubernetes 1.29") for version in BEFORE_NATIVE),
         ("three credentials", "no listener", "a probe can check one token alone"),
         ("a Secret for each credential", "no listener", "a probe can check one token alone"),
         ("keytabs in the values", "no listener", "a probe can check one token alone"),

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chart.helm import CHART, RefusedError, template
+from tests.chart.helm import CHART, RefusedError, Values, template
 from tests.chart.matrix import Combination
 from tests.manifests import Fault, Judge, judging
-from tests.policies import Rendering
+from tests.policies import Rendering, environment_references, volume_config_maps, volume_secrets
 
 # What the terminal summary tells.
 COUNTS: Counter[str] = Counter()
@@ -30,16 +30,28 @@ class Rendered:
     refused: str = ""
 
 
-def texts(values: Any) -> Iterator[str]:
-    """All texts in values."""
-    if isinstance(values, dict):
-        for each in values.values():
-            yield from texts(each)
-    elif isinstance(values, list):
-        for each in values:
-            yield from texts(each)
-    elif isinstance(values, str):
-        yield values
+def outside(values: Values) -> Iterator[tuple[str, str]]:
+    """Kinds and names of what values say is there already."""
+
+    def at(*path: str) -> Any:
+        found: Any = values
+        for key in path:
+            found = found.get(key) or {}
+        return found or ""
+
+    yield "Secret", at("keytab", "existingSecret")
+    yield "Secret", at("signing", "existingSecret")
+    yield "ConfigMap", at("signing", "publicKeyConfigMap")
+    yield "ConfigMap", at("krb5Conf", "existingConfigMap")
+    for credential in (values.get("credentials") or {}).values():
+        yield "Secret", (credential.get("keytabSecret") or {}).get("name", "")
+    for each in values.get("imagePullSecrets") or []:
+        yield "Secret", each["name"]
+    for volume in values.get("extraVolumes") or []:
+        yield from (("Secret", name) for name in volume_secrets(volume))
+        yield from (("ConfigMap", name) for name in volume_config_maps(volume))
+    for kind, name, _ in environment_references({"envFrom": values.get("extraEnvFrom"), "env": values.get("extraEnv")}):
+        yield kind, name
 
 
 def render(combination: Combination, judge: Judge, chart: Path = CHART) -> Rendered:
@@ -50,11 +62,13 @@ def render(combination: Combination, judge: Judge, chart: Path = CHART) -> Rende
     except RefusedError as error:
         return Rendered(combination, None, refused=str(error))
     documents = judge.load(text)
-    named = {each.replace("{{ .Release.Name }}", combination.release) for each in texts(combination.values)}
+    there = {
+        (kind, name.replace("{{ .Release.Name }}", combination.release)) for kind, name in outside(combination.values)
+    }
     rendering = Rendering(
         documents,
         kubernetes=combination.kubernetes,
-        outside=frozenset(named),
+        outside=frozenset(there),
         private=frozenset({"etl-keytab", *(name for option in combination.options for name in option.private)}),
         key_material=tuple(each for option in combination.options for each in option.key_material),
     )

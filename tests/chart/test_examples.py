@@ -259,7 +259,7 @@ def test_a_dask_cluster_has_no_native_sidecar(tree: Path, judge: Judge) -> None:
     documents = judge.load(template({}, chart=tree / "docs" / "kubernetes" / "dask", kube_version=f"{NEWEST}.0"))
     (cluster,) = (each for each in documents if each["kind"] == "DaskCluster")
     worker = cluster["spec"]["worker"]["spec"]
-    assert [each["args"] for each in worker["initContainers"]] == [["once"]]
+    assert [each["args"] for each in worker["initContainers"]] == [["once", "--keep-trying"]]
     assert not any("restartPolicy" in each for each in worker["initContainers"])
     assert [each["name"] for each in worker["containers"]] == ["worker", "krbrefresh"]
 

@@ -14,7 +14,7 @@ import pytest
 
 from krbrefresh.refresher import settings
 from tests.chart.helm import CHART, template
-from tests.chart.matrix import OLDEST, OPTIONS, Combination, combination, combinations
+from tests.chart.matrix import BEFORE_NATIVE, OLDEST, OPTIONS, Combination, combination, combinations
 from tests.chart.rendering import COUNTS, Rendered, render, render_all
 from tests.manifests import Judge
 from tests.policies import POLICIES, Rendering, broken, collisions, environment, mounts, volume_config_maps
@@ -49,7 +49,7 @@ def rendered(matrix: Iterable[Rendered]) -> list[tuple[Combination, Rendering]]:
 
 def test_the_newest_versions_are_among_them(versions: list[str]) -> None:
     assert versions[0] == OLDEST
-    assert NATIVE_SINCE in versions
+    assert versions[: len(BEFORE_NATIVE) + 1] == [*BEFORE_NATIVE, NATIVE_SINCE]
     assert len(versions) >= 10
 
 
@@ -107,7 +107,7 @@ def test_every_option_makes_a_difference(matrix: list[Rendered]) -> None:
 
 def test_native_sidecars_are_used_where_there_are_any(matrix: list[Rendered]) -> None:
     for together, rendering in rendered(matrix):
-        old = together.kubernetes == OLDEST
+        old = together.kubernetes in BEFORE_NATIVE
         native = not old and "stop file" not in together.names
         for pod in rendering.pods:
             if pod.kind in {"Deployment", "Job"}:
@@ -160,15 +160,16 @@ def test_prometheus_takes_the_rules(matrix: list[Rendered], tmp_path: Path) -> N
         for _, rendering in rendered(matrix)
         for rule in rendering.of("PrometheusRule")
     }
-    assert texts
+    assert len(texts) == 2, "with KrbrefreshDown and without"
     for number, text in enumerate(sorted(texts)):
         file = tmp_path / f"{number}.yaml"
         file.write_text(text)
         done = promtool("check", "rules", "--lint=all", "--lint-fatal", file)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{len(ALERTS)} rules found" in done.stdout
-        assert "https://wiki/x#" in text
-        assert "docs/operations.md" not in text
+        left_out = '"KrbrefreshDown"' not in text
+        assert f"{len(ALERTS) - left_out} rules found" in done.stdout
+        assert ("docs/operations.md#" if left_out else "https://wiki/x#") in text
+        assert ("https://wiki/x#" if left_out else "docs/operations.md") not in text
 
 
 def test_the_dashboard_is_the_one_in_monitoring(matrix: list[Rendered]) -> None:
@@ -190,11 +191,13 @@ def test_the_notes_tell_of_each_credential(judge: Judge, tmp_path: Path) -> None
     notes = 'data: {notes: {{ include (print $.Template.BasePath "/NOTES.txt") . | toJson }}}'
     text = f"apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: notes}}\n{notes}\n"
     (chart / "templates" / "notes.yaml").write_text(text)
-    documents = judge.load(template(combination("1.37", "three credentials").values, chart=chart))
+    values = combination("1.37", "three credentials").values
+    documents = judge.load(template({**values, "prometheusRule": {"enabled": True}}, chart=chart))
     (said,) = (each["data"]["notes"] for each in documents if each["metadata"]["name"] == "notes")
     for words in ("default: etl@EXAMPLE.COM", "reports: reports@EXAMPLE.COM", "dw: dw@EXAMPLE.COM"):
         assert words in said
     assert "create secret generic etl-keytab --from-file=kerberos.keytab" in said
+    assert "Alerts, and no PodMonitor" in said
 
 
 # --- two releases in one namespace ---

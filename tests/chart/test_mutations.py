@@ -72,8 +72,8 @@ SLIPS = {
     ),
     "a keytab for everybody": Slip(
         POD,
-        "    secretName: {{ $each.secret }}\n    defaultMode: 0400\n",
-        "    secretName: {{ $each.secret }}\n    defaultMode: 0444\n",
+        "    secretName: {{ $each.secret | toYaml }}\n    defaultMode: 0400\n",
+        "    secretName: {{ $each.secret | toYaml }}\n    defaultMode: 0444\n",
         "private_secrets_are_mounted_for_their_owner_alone",
     ),
     "the keytab in a ConfigMap": Slip(
@@ -91,7 +91,10 @@ SLIPS = {
     ),
     "tokens on disk": Slip(POD, "    medium: {{ . }}\n", "", "tokens_are_in_memory_and_limited"),
     "tokens without a limit": Slip(
-        POD, "    sizeLimit: {{ .Values.token.sizeLimit }}\n", "", "tokens_are_in_memory_and_limited"
+        POD,
+        '    sizeLimit: {{ include "krbrefresh.quantity" .Values.token.sizeLimit }}\n',
+        "",
+        "tokens_are_in_memory_and_limited",
     ),
     "a root that can be written": Slip(POD, '"readOnlyRootFilesystem" true', '"tty" false', "roots_are_read_only"),
     "capabilities": Slip(POD, '(list "ALL")', '(list "NET_RAW")', "containers_are_restricted"),
@@ -112,6 +115,9 @@ SLIPS = {
         CONTEXT, 'semverCompare ">=1.29.0-0"', 'semverCompare ">=1.20.0-0"', "jobs_end", kubernetes="1.28"
     ),
     "no stop file": Slip(POD, '"KRBREFRESH__REFRESHER__STOP_PATH"', '"STOP_PATH"', "jobs_end", kubernetes="1.28"),
+    "a stop file that the worker does not leave": Slip(
+        POD, """trap ': >{{ include "krbrefresh.stopPath" . }}' EXIT\n""", "", "jobs_end", kubernetes="1.28"
+    ),
     "a stop file that the worker cannot leave": Slip(
         POD,
         "  mountPath: {{ .Values.sidecar.stopMountPath }}\n{{- end }}\n{{- end -}}\n",
@@ -140,7 +146,7 @@ SLIPS = {
     ),
     "a monitor of another port": Slip(
         "podmonitor.yaml",
-        '- port: {{ include "krbrefresh.port" . }}',
+        '- port: {{ include "krbrefresh.port" . | toYaml }}',
         "- port: metrics",
         "probes_and_monitors_find_their_ports",
         option="monitoring",
@@ -179,7 +185,10 @@ def test_a_slip_is_noticed(judge: Judge, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ('{{ include "krbrefresh.name" . }}: {{ include "krbrefresh.fullname" . }}', 'krbrefresh: "yes"'),
+        (
+            '{{ include "krbrefresh.name" . | toYaml }}: {{ include "krbrefresh.fullname" . | toYaml }}',
+            'krbrefresh: "yes"',
+        ),
         ("{{- .Release.Name }}-{{ $name -}}", "{{- $name -}}"),
     ],
     ids=["one label for all releases", "one name for all releases"],

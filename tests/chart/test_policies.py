@@ -124,6 +124,22 @@ def another_pods_keytab(documents: Mapping) -> None:
     container(documents["job-stop-file"], "worker")["volumeMounts"].append({"name": "keytab", "mountPath": "/keytab"})
 
 
+@breaks("no_worker_has_a_private_secret")
+def a_secret_of_the_refreshers_environment(documents: Mapping) -> None:
+    for each in (refresher(documents), worker(documents)):
+        each["envFrom"] = [{"secretRef": {"name": "both"}}]
+
+
+@breaks("refreshers_run_nothing_else")
+def a_worker_in_the_refreshers_image(documents: Mapping) -> None:
+    worker(documents)["image"] = refresher(documents)["image"]
+
+
+@breaks("refreshers_run_nothing_else")
+def a_refresher_with_a_command(documents: Mapping) -> None:
+    refresher(documents)["command"] = ["python3", "-c", "..."]
+
+
 @breaks("no_worker_is_told_of_a_keytab")
 def a_variable_for_libkrb5(documents: Mapping) -> None:
     worker(documents)["env"].append({"name": "KRB5_CLIENT_KTNAME", "value": "/run/secrets/keytab/etl.keytab"})
@@ -441,6 +457,12 @@ def a_stop_file_that_the_worker_cannot_write(documents: Mapping) -> None:
 @breaks("jobs_end")
 def a_stop_file_elsewhere(documents: Mapping) -> None:
     mount(container(documents["job-stop-file"], "refresher"), "stop")["mountPath"] = "/run/end"
+
+
+@breaks("jobs_end")
+def a_worker_that_does_not_leave_the_stop_file(documents: Mapping) -> None:
+    each = container(documents["job-stop-file"], "worker")
+    each["args"] = [text.replace("/run/stop/done", "/run/stop/over") for text in each["args"]]
 
 
 @breaks("jobs_end")

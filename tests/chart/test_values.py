@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 import textwrap
 from pathlib import Path
@@ -89,6 +90,43 @@ def test_names_of_airflow_s_chart_mean_the_same(tmp_path: Path) -> None:
     rendered = template(values)
     assert f"airflow.keytab: {KEYTAB}\n" in rendered
     assert "default_realm = ETL\n" in rendered
+
+
+def test_the_default_credential_has_settings_of_its_own(tmp_path: Path) -> None:
+    given = {
+        "principal": "etl@EXAMPLE.COM",
+        "keytabSecret": {"name": "own", "key": "k"},
+        "services": ["HTTP/www.example.com@EXAMPLE.COM"],
+        "include_tgt": False,
+        "lifetime": "2h",
+    }
+    values = with_values({"principal": "", "keytab": {"existingSecret": ""}, "credentials": {"default": given}})
+    (credential,) = effective(values, tmp_path).credentials
+    assert (credential.name, credential.principal, credential.lifetime) == ("default", "etl@EXAMPLE.COM", 7200)
+    assert credential.keytab == "/run/secrets/keytab-default/k"
+    assert credential.services == ("HTTP/www.example.com@EXAMPLE.COM",)
+    assert not credential.include_tgt
+    assert credential.ccache == "/run/krbrefresh/default/krb5cc"
+
+
+def test_nothing_is_started_again_for_each_attempt() -> None:
+    """A refresher that is killed forgets how long it wanted to wait, and each attempt may count towards a lockout."""
+    job = {"examples": {"image": {"repository": "w"}, "job": {"enabled": True}, "test": {"enabled": False}}}
+    native = template(with_values(job))
+    (probe,) = re.findall(r"startupProbe:\n((?: {12,}.*\n)+)", native)
+    threshold, period = (int(re.findall(rf"{key}: (\d+)", probe)[0]) for key in ("failureThreshold", "periodSeconds"))
+    assert threshold * period >= 24 * 3600
+    older = template(with_values(job), kube_version="1.28.0")
+    assert re.findall(r"args: (.*)", older) == ['["once", "--keep-trying"]', '["run"]']
+    assert re.findall(r"backoffLimit: (\d+)", older) == ["1"]
+
+
+@pytest.mark.parametrize("name", ["krbrefresh-reports", "krbrefresh-reporting"])
+def test_ports_that_are_cut_are_told_apart(name: str) -> None:
+    job = {"examples": {"image": {"repository": "w"}, "job": {"enabled": True}, "test": {"enabled": False}}}
+    (port,) = re.findall(r"- name: (\S+)\n +containerPort", template(with_values(job, {"nameOverride": name})))
+    assert len(port) == 15
+    assert port == f"krbref-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def test_one_shot_asks_for_its_own_lifetime() -> None:
@@ -195,6 +233,19 @@ REFUSED: dict[str, tuple[Values, str]] = {
         {"signing": {"existingSecret": "s", "publicKey": "-----BEGIN PRIVATE KEY-----"}},
         "is a private key",
     ),
+    "a user for the worker elsewhere": (
+        {"securityContexts": {"worker": {"runAsUser": 10001}}},
+        "securityContexts.worker.runAsUser would go before users",
+    ),
+    "a group of tokens elsewhere": (
+        {"securityContexts": {"pod": {"fsGroup": 1}}},
+        "securityContexts.pod.fsGroup would go before users",
+    ),
+    "a user for the refresher elsewhere": (
+        {"securityContexts": {"refresher": {"runAsGroup": 1}}},
+        "set users.refresher",
+    ),
+    "a worker that has the node": ({"securityContexts": {"worker": {"privileged": True}}}, "every keytab of the node"),
     "one user": ({"users": {"worker": 10001}}, "users.worker and users.refresher are one"),
     "httpGet on loopback": ({"listen": "127.0.0.1:9464", "probes": {"handler": "httpGet"}}, "from outside of the pod"),
     "httpGet and nobody there": ({"listen": "", "probes": {"handler": "httpGet"}}, "nobody to ask"),
@@ -205,6 +256,15 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "one check for two": ({"listen": "", "credentials": {"b": {"principal": "b@X"}}}, "one token alone"),
     "half of TLS": ({"settings": {"refresher": {"tls_certificate": "/c"}}}, "go together"),
     "metrics for nobody": ({"listen": "127.0.0.1:9464", "podMonitor": {"enabled": True}}, "nobody outside of the pod"),
+    "alerts of nobody": ({"listen": "", "prometheusRule": {"enabled": True}}, "no alert could see this release"),
+    "an alert that is not there": (
+        {"prometheusRule": {"enabled": True, "exclude": ["KrbrefreshDwn"]}},
+        'there is no alert "KrbrefreshDwn", but KrbrefreshTokenExpired, ',
+    ),
+    "metrics without a certificate": (
+        {"podMonitor": {"enabled": True}, "settings": {"refresher": {"tls_client_ca": "/ca"}}},
+        "set podMonitor.tlsConfig",
+    ),
     "examples without an image": ({"examples": {"job": {"enabled": True}}}, "examples.image.repository"),
     "no such credential": (
         {"examples": {"credential": "b", "image": {"repository": "w"}, "job": {"enabled": True}}},
@@ -219,6 +279,9 @@ REFUSED: dict[str, tuple[Values, str]] = {
     "no digest": ({"image": {"digest": "latest"}}, "/image/digest"),
     "a mode": ({"sidecar": {"mode": "sidecar"}}, "/sidecar/mode"),
     "a relative path": ({"keytabPath": "etc/k"}, "/keytabPath"),
+    "a section that was taken away": ({"keytab": None}, "missing property 'keytab'"),
+    "a section below that was taken away": ({"settings": {"kerberos": None}}, "missing property 'kerberos'"),
+    "a value that was taken away": ({"listen": None}, "missing property 'listen'"),
     "a path upwards": ({"ccacheMountPath": "/run/../etc"}, "/ccacheMountPath"),
 }
 

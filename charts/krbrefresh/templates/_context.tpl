@@ -89,7 +89,7 @@ but then the releases etl and etl-krbrefresh would have one name.
 
 {{/* The name of the port; it has 15 letters at the most. */}}
 {{- define "krbrefresh.port" -}}
-{{- include "krbrefresh.name" . | trunc 15 | trimSuffix "-" -}}
+{{- include "krbrefresh.fit" (list (include "krbrefresh.name" .) "" 15) -}}
 {{- end -}}
 
 {{/* (list . name labels annotations): an object's metadata; the last two are more of them, and may be left out. */}}
@@ -105,8 +105,8 @@ but then the releases etl and etl-krbrefresh would have one name.
 -}}
 {{- $labels = merge dict .Values.labels $own -}}
 {{- end -}}
-name: {{ index . 1 }}
-namespace: {{ (index . 0).Release.Namespace }}
+name: {{ index . 1 | toYaml }}
+namespace: {{ (index . 0).Release.Namespace | toYaml }}
 labels:
   {{- if gt (len .) 2 }}
   {{- $labels = merge dict (index . 2) $labels }}
@@ -130,6 +130,11 @@ annotations:
 {{- else -}}
 {{- $image.repository }}:{{ $image.tag | default (index . 0).Chart.AppVersion -}}
 {{- end -}}
+{{- end -}}
+
+{{/* A quantity as it was written: a large number is no 1.048576e+06. */}}
+{{- define "krbrefresh.quantity" -}}
+{{- if kindIs "string" . -}}{{- . | toYaml -}}{{- else -}}{{- int64 . | toString | quote -}}{{- end -}}
 {{- end -}}
 
 {{/* native or stopFile */}}
@@ -169,5 +174,5 @@ stopFile
 
 {{/* The label by which the PodMonitor and the NetworkPolicy find the pods, and its value: one for each release. */}}
 {{- define "krbrefresh.selector" -}}
-{{ include "krbrefresh.name" . }}: {{ include "krbrefresh.fullname" . }}
+{{ include "krbrefresh.name" . | toYaml }}: {{ include "krbrefresh.fullname" . | toYaml }}
 {{- end -}}

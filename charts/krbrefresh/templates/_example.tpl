@@ -1,15 +1,15 @@
 {{/* (dict "root" . "component" ...): an example's labels and annotations of pods. */}}
 {{- define "krbrefresh.examplePodMetadata" -}}
 labels:
-  {{- include "krbrefresh.exampleSelector" . | nindent 2 }}
-  {{- include "krbrefresh.podLabels" .root | nindent 2 }}
+  {{- $own := include "krbrefresh.exampleSelector" . | fromYaml }}
+  {{- toYaml (merge $own (include "krbrefresh.podLabels" .root | fromYaml)) | nindent 2 }}
 annotations:
   {{- include "krbrefresh.podAnnotations" .root | nindent 2 }}
 {{- end -}}
 
 {{- define "krbrefresh.exampleSelector" -}}
-app.kubernetes.io/name: {{ include "krbrefresh.name" .root }}
-app.kubernetes.io/instance: {{ .root.Release.Name | trunc 63 }}
+app.kubernetes.io/name: {{ include "krbrefresh.name" .root | toYaml }}
+app.kubernetes.io/instance: {{ .root.Release.Name | trunc 63 | toYaml }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 

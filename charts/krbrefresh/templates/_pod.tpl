@@ -13,7 +13,7 @@ What other charts include in their pods. Each takes the root context, this chart
 {{- if eq (include "krbrefresh.mode" .) "native" -}}
 {{- include "krbrefresh.refresher" (dict "chart" . "name" (include "krbrefresh.name" .) "does" "run" "native" true) -}}
 {{- else -}}
-{{- include "krbrefresh.refresher" (dict "chart" . "name" (include "krbrefresh.part" (list . "-first")) "does" "once") -}}
+{{- include "krbrefresh.refresher" (dict "chart" . "name" (include "krbrefresh.part" (list . "-first")) "does" "once" "keepTrying" true) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -49,15 +49,21 @@ What other charts include in their pods. Each takes the root context, this chart
 {{- $native := .native -}}
 {{- $stop := .stop -}}
 {{- $lifetime := .lifetime -}}
+{{- $keepTrying := .keepTrying -}}
 {{- $name := .name -}}
 {{- with .chart -}}
-- name: {{ $name }}
+- name: {{ $name | toYaml }}
   image: {{ include "krbrefresh.imageName" (list . .Values.image) | quote }}
   imagePullPolicy: {{ .Values.image.pullPolicy }}
   {{- if $native }}
   restartPolicy: Always # what makes it a sidecar
   {{- end }}
+  {{- if $keepTrying }}
+  # Not just once: each new start would be one more bad attempt with a stale key. It waits as the refresher does.
+  args: [{{ $does | quote }}, "--keep-trying"]
+  {{- else }}
   args: [{{ $does | quote }}]
+  {{- end }}
   {{- $env := list }}
   {{- if .Values.configPath }}
   {{- $env = append $env (dict "name" "KRB5_CONFIG" "value" .Values.configPath) }}
@@ -79,7 +85,7 @@ What other charts include in their pods. Each takes the root context, this chart
   {{- if eq $does "run" }}
   {{- if .Values.listen }}
   ports:
-    - name: {{ include "krbrefresh.port" . }}
+    - name: {{ include "krbrefresh.port" . | toYaml }}
       containerPort: {{ include "krbrefresh.portNumber" . }}
       protocol: TCP
   {{- end }}
@@ -98,6 +104,7 @@ What other charts include in their pods. Each takes the root context, this chart
   securityContext:
     {{- $context := dict "runAsUser" (int64 .Values.users.refresher) "runAsGroup" (int64 .Values.users.refresher) }}
     {{- include "krbrefresh.restricted" (list $context .Values.securityContexts.refresher) | nindent 4 }}
+  terminationMessagePolicy: FallbackToLogsOnError
   {{- with .Values.resources }}
   resources:
     {{- toYaml . | nindent 4 }}
@@ -144,7 +151,7 @@ What other charts include in their pods. Each takes the root context, this chart
 {{- if eq $handler "httpGet" -}}
 httpGet:
   path: {{ $path }}
-  port: {{ include "krbrefresh.port" . }}
+  port: {{ include "krbrefresh.port" . | toYaml }}
   {{- if .Values.settings.refresher.tls_certificate }}
   scheme: HTTPS
   {{- end }}
@@ -207,7 +214,7 @@ exec:
     {{- with .Values.token.medium }}
     medium: {{ . }}
     {{- end }}
-    sizeLimit: {{ .Values.token.sizeLimit }}
+    sizeLimit: {{ include "krbrefresh.quantity" .Values.token.sizeLimit }}
 - name: {{ include "krbrefresh.part" (list . "-config") }}
   configMap:
     name: {{ include "krbrefresh.object" (list . "-config") }}
@@ -215,32 +222,32 @@ exec:
 {{- range $volume, $each := include "krbrefresh.keytabVolumes" . | fromJson }}
 - name: {{ $volume }}
   secret:
-    secretName: {{ $each.secret }}
+    secretName: {{ $each.secret | toYaml }}
     defaultMode: 0400
 {{- end }}
 {{- if .Values.configPath }}
 - name: {{ include "krbrefresh.part" (list . "-krb5-conf") }}
   configMap:
-    name: {{ include "krbrefresh.krb5ConfName" . }}
+    name: {{ include "krbrefresh.krb5ConfName" . | toYaml }}
     defaultMode: 0444
 {{- end }}
 {{- if .Values.signing.existingSecret }}
 - name: {{ include "krbrefresh.part" (list . "-signing-key") }}
   secret:
-    secretName: {{ tpl .Values.signing.existingSecret . }}
+    secretName: {{ tpl .Values.signing.existingSecret . | toYaml }}
     defaultMode: 0400
     items:
-      - key: {{ .Values.signing.key }}
-        path: {{ .Values.signing.key }}
+      - key: {{ .Values.signing.key | toYaml }}
+        path: {{ .Values.signing.key | toYaml }}
 {{- end }}
 {{- with include "krbrefresh.publicKeyName" . }}
 - name: {{ include "krbrefresh.part" (list $box.chart "-public-key") }}
   configMap:
-    name: {{ . }}
+    name: {{ . | toYaml }}
     defaultMode: 0444
     items:
-      - key: {{ $box.chart.Values.signing.publicKeyKey }}
-        path: {{ $box.chart.Values.signing.publicKeyKey }}
+      - key: {{ $box.chart.Values.signing.publicKeyKey | toYaml }}
+        path: {{ $box.chart.Values.signing.publicKeyKey | toYaml }}
 {{- end }}
 {{- if eq (include "krbrefresh.mode" .) "stopFile" }}
 - name: {{ include "krbrefresh.part" (list . "-stop") }}
@@ -391,7 +398,6 @@ exit "$status"
 {{- $own := dict
   "runAsNonRoot" true
   "fsGroup" (int64 .Values.users.group)
-  "fsGroupChangePolicy" "OnRootMismatch"
   "seccompProfile" (dict "type" "RuntimeDefault")
 -}}
 {{- toYaml (mergeOverwrite $own (deepCopy .Values.securityContexts.pod)) -}}

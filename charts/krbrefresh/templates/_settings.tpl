@@ -1,4 +1,5 @@
-{{/* The credentials, as JSON: {"all": [{name, principal, keytab, ccache, secret, settings}]}; "default" comes first. */}}
+{{/* The credentials, as JSON: {"all": [{name, principal, keytab, ccache, secret, settings}]}; that of `principal`
+comes first. */}}
 {{- define "krbrefresh.credentials" -}}
 {{- $root := . -}}
 {{- $all := list -}}
@@ -71,14 +72,14 @@
 {{- end -}}
 {{- $shared = merge $shared (include "krbrefresh.paths" (list . .Values.settings.kerberos) | fromJson) -}}
 {{- range $all -}}
-{{- if eq .name "default" -}}
+{{- if and (eq .name "default") $root.Values.principal -}}
 {{- $_ := set $shared "principal" .principal -}}
 {{- $_ := set $shared "ccache" .ccache -}}
 {{- end -}}
 {{- end -}}
 {{- include "krbrefresh.toml" $shared }}
 {{- range $all }}
-{{- if ne .name "default" }}
+{{- if not (and (eq .name "default") $root.Values.principal) }}
 
 [credentials.{{ .name }}]
 {{- include "krbrefresh.toml" (merge (dict "principal" .principal "keytab" .keytab "ccache" .ccache) (include "krbrefresh.paths" (list $root .settings) | fromJson)) }}

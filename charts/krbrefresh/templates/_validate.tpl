@@ -110,6 +110,19 @@
 {{- fail "krbrefresh: users.worker and users.refresher are one: in a pod with one process namespace the worker could read the refresher's files; give the worker another" -}}
 {{- end -}}
 
+{{- range $what, $value := dict "pod" "worker and users.group" "refresher" "refresher" "worker" "worker" -}}
+{{- range $key := list "runAsUser" "runAsGroup" "fsGroup" -}}
+{{- if hasKey (get $values.securityContexts $what | default dict) $key -}}
+{{- fail (printf "krbrefresh: securityContexts.%s.%s would go before users, which says who may read keytabs and tokens; set users.%s" $what $key $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- range $what := list "refresher" "worker" -}}
+{{- if eq (toString (get (get $values.securityContexts $what | default dict) "privileged")) "true" -}}
+{{- fail (printf "krbrefresh: securityContexts.%s.privileged: a privileged container has the node, and with it every keytab of the node's pods" $what) -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* The sidecar */ -}}
 {{- if and (eq .Values.sidecar.mode "native") (semverCompare "<1.29.0-0" .Capabilities.KubeVersion.Version) -}}
 {{- fail (printf "krbrefresh: sidecar.mode native needs Kubernetes 1.29, and this is %s; take auto or stopFile (helm template: say which with --kube-version)" .Capabilities.KubeVersion.Version) -}}
@@ -138,8 +151,20 @@
 {{- if and .Values.podMonitor.enabled (or (not .Values.listen) (include "krbrefresh.onLoopback" .)) -}}
 {{- fail (printf "krbrefresh: podMonitor.enabled, but nobody outside of the pod can ask: listen is %q; set it to \":9464\"" .Values.listen) -}}
 {{- end -}}
-{{- if and .Values.podMonitor.enabled $tls.tls_client_ca -}}
-{{- fail "krbrefresh: podMonitor.enabled with settings.refresher.tls_client_ca: the chart's PodMonitor has no client certificate; write one of your own" -}}
+{{- if and .Values.podMonitor.enabled $tls.tls_client_ca (not .Values.podMonitor.tlsConfig) -}}
+{{- fail "krbrefresh: podMonitor.enabled with settings.refresher.tls_client_ca: Prometheus needs a client certificate; set podMonitor.tlsConfig" -}}
+{{- end -}}
+{{- if .Values.prometheusRule.enabled -}}
+{{- if or (not .Values.listen) (include "krbrefresh.onLoopback" .) -}}
+{{- fail (printf "krbrefresh: prometheusRule.enabled, but no alert could see this release: nobody outside of the pod can ask for metrics, as listen is %q; set it to \":9464\", or enable the rule in a release whose metrics are asked for" .Values.listen) -}}
+{{- end -}}
+{{- $alerts := list -}}
+{{- range (.Files.Get "files/alerts.yaml" | fromYaml).groups -}}{{- range .rules -}}{{- $alerts = append $alerts .alert -}}{{- end -}}{{- end -}}
+{{- range .Values.prometheusRule.exclude -}}
+{{- if not (has . $alerts) -}}
+{{- fail (printf "krbrefresh: prometheusRule.exclude: there is no alert %q, but %s" . (join ", " $alerts)) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{- /* Mounts: none in place of a directory that a system needs, none in another */ -}}
