@@ -130,6 +130,16 @@ def test_the_stop_file_is_there_when_the_command_has_ended(
     assert (tmp_path / "done").exists()
 
 
+def test_a_stop_volume_that_cannot_be_written_to_ends_the_worker_at_once(tmp_path: Path, stop_script: str) -> None:
+    gone = stop_script.replace(str(tmp_path), str(tmp_path / "nowhere"))
+    ran = subprocess.run(
+        ["/bin/sh", "-c", gone, "stop-file", "touch", str(tmp_path / "ran")], capture_output=True, text=True, timeout=60
+    )
+    assert ran.returncode != 0
+    assert "nowhere/begun" in ran.stderr
+    assert not (tmp_path / "ran").exists()
+
+
 def test_term_reaches_the_command_and_the_stop_file_waits_for_its_end(tmp_path: Path, stop_script: str) -> None:
     work = f"trap 'sleep 0.5; ls {tmp_path}; exit 7' TERM; echo ready; while :; do sleep 0.1; done"
     command = ["/bin/sh", "-c", stop_script, "stop-file", "/bin/sh", "-c", work]
@@ -138,7 +148,7 @@ def test_term_reaches_the_command_and_the_stop_file_waits_for_its_end(tmp_path: 
         assert process.stdout.readline() == "ready\n"
         process.terminate()
         said, _ = process.communicate(timeout=30)
-    assert (said, process.returncode) == ("started\n", 7)
+    assert (said, process.returncode) == ("begun\nstarted\n", 7)
     assert (tmp_path / "done").exists()
 
 

@@ -372,6 +372,7 @@ timeoutSeconds: 5
 
 {{/* A shell as the first process has to pass TERM on. A worker that is killed leaves no file. */}}
 {{- define "krbrefresh.stopScript" -}}
+: >{{ .Values.sidecar.stopMountPath }}/begun # a volume that cannot be written to is told here, and ends it
 child= early=
 trap ': >{{ include "krbrefresh.stopPath" . }}' EXIT
 # A shell that has just been forked loses a signal; and one may come before it has a name here.
