@@ -56,9 +56,9 @@ test-containers: setup ## in real containers: builds the images, starts the demo
 	@tools/test-containers $(ARGS)
 
 test-interop: setup ## every case of docs/interop.md against every KDC: MIT krb5, Heimdal, Samba; needs root
-	@tools/setup-interop
+	@tools/setup-interop $(STABLE)
 	@rm -rf .interop/results
-	@.venv/bin/python -m pytest -n 4 --dist loadscope -m interop tests/interop $(ARGS)
+	@.venv/bin/python -m pytest -n 4 --dist loadscope -m interop $(if $(STABLE),-k "not Forky") tests/interop $(ARGS)
 	@.venv/bin/python -m tests.interop.record $(RECORD)
 
 fuzz: setup ## hostile bytes for the ccache reader, for SECONDS=60
@@ -87,5 +87,5 @@ lock: setup ## pin the newest versions of the development environment
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" tools/lock --upgrade
 
 clean: ## back to a fresh clone
-	@rm -rf .venv .venv-servers .venv-frameworks .interop build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@rm -rf .venv .venv-servers .venv-frameworks .interop soak-results build dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -exec rm -rf {} +

@@ -74,7 +74,7 @@ def machine() -> str:
         platform.machine(),
         f"{os.cpu_count()} cores",
         f"{memory:.0f} GiB",
-        f"Linux {platform.release()}",
+        f"Linux {platform.release().partition('-')[0]}",
         f"Python {platform.python_version()}",
         f"MIT krb5 {_said('krb5-config', '--version').rpartition(' ')[2]}",
         f"kstart {_said('dpkg-query', '-W', '-f', '${Version}', 'kstart')}",

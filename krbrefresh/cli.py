@@ -357,7 +357,7 @@ def _run(options: argparse.Namespace, *, until_valid: bool = False) -> int:
 
     # Until the loop's own handlers are there: as pid 1 a TERM without a handler would be lost.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
+        signal.signal(number, lambda *_: os._exit(1 if until_valid else 0))
     for number in (signal.SIGHUP, signal.SIGUSR1):  # nothing has been read yet that could be read anew
         signal.signal(number, lambda *_: None)
 

@@ -486,7 +486,10 @@ def test_a_child_that_misbehaves_is_an_internal_failure(
     async def one() -> None:
         exchanger = Exchanger()
         exchanger._command = [sys.executable, "-I", "-S", "-c", code]
-        await exchanger.exchange(settings(etl, keytab), 15)
+        try:
+            await exchanger.exchange(settings(etl, keytab), 15)
+        finally:
+            assert not exchanger._idle  # it gets nobody else's request
 
     before = children_of(os.getpid())
     if code == "input()":
@@ -508,3 +511,28 @@ def test_what_answers_there_is_no_kdc(place: Path, realm: Realm, answer: bytes, 
     assert error.reason == "internal"
     assert "damaged" in error.hint
     assert "report" not in error.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "enterprise"),
+    [
+        (rb"user\@corp.example@R", rb"user\@corp.example@R"),
+        (rb"a\\\@b@R", rb"a\\\@b@R"),
+        (rb"a\@b\\@R", rb"a\@b\\@R"),
+        (rb"a\/\@b@R", rb"a\/\@b@R"),
+        (rb"user\@corp@R\@S", rb"user\@corp@R\@S"),
+        (rb"user@R", None),
+        (rb"user\@corp/admin@R", None),
+        (rb"a\@b\@c@R", None),
+    ],
+)
+def test_an_enterprise_name_is_the_same_name_of_another_type(name: bytes, enterprise: bytes | None) -> None:
+    import krb5
+
+    from krbrefresh.refresher.exchange import _as_enterprise
+
+    context = krb5.init_context()
+    principal = krb5.parse_name_flags(context, name)
+    made = _as_enterprise(context, principal)
+    assert (made.type == 10) == (enterprise is not None)  # KRB_NT_ENTERPRISE, RFC 6806
+    assert krb5.unparse_name_flags(context, made) == name

@@ -196,7 +196,11 @@ def holds(pid: int, secret: bytes) -> bool:
                 continue
             start, end = (int(each, 16) for each in place.split("-"))
             memory.seek(start)
-            if secret in memory.read(end - start):
+            try:
+                found = secret in memory.read(end - start)
+            except OSError:  # it has been given back in the meantime
+                continue
+            if found:
                 return True
     return False
 
@@ -218,7 +222,8 @@ def limits(pid: int) -> tuple[str, str]:
 @pytest.mark.root
 def test_neither_leaves_a_core_dump(waiting: Waiting) -> None:
     assert limits(waiting.pid) == limits(waiting.child) == ("0", "0")
-    assert limits(os.getpid()) != ("0", "0")  # they were not born with it
+    if limits(os.getpid())[1] == "0":
+        pytest.skip("nobody here may leave a core dump: they were born with it")
 
 
 def opened(pid: int) -> dict[int, str]:

@@ -266,28 +266,6 @@ def test_rejections_are_forgotten_after_a_success_or_on_request_and_not_before()
     assert (life.failures, life.rejections, life.error) == (0, 0, None)
 
 
-def test_an_answer_that_cannot_be_decrypted_after_a_silence_is_believed_the_second_time() -> None:
-    """A KDC that had hung answers them all, and a late answer can come to another principal's exchange."""
-    undecrypted = RefreshError("key_rejected", "x", code=-1765328384 + 31)
-    for silence in ("kdc_timeout", "kdc_unreachable"):
-        life = credential()
-        life.failed(RefreshError(silence, "x"), NOW)
-        life.failed(undecrypted, NOW)
-        assert (life.rejections, life.due_at <= NOW + 60) == (0, True)
-        life.failed(undecrypted, NOW)
-        assert (life.rejections, life.due_at) == (1, NOW + 300)
-    for before in (None, RefreshError("publish_failed", "x")):
-        life = credential()
-        if before:
-            life.failed(before, NOW)
-        life.failed(undecrypted, NOW)
-        assert (life.rejections, life.due_at) == (1, NOW + 300)
-    life = credential()  # what the KDC itself has refused is believed at once
-    life.failed(RefreshError("kdc_timeout", "x"), NOW)
-    life.failed(RefreshError("key_rejected", "x", code=-1765328384 + 24), NOW)
-    assert (life.rejections, life.due_at) == (1, NOW + 300)
-
-
 def test_a_keytab_that_is_rewritten_again_and_again_does_not_lock_the_account() -> None:
     life = credential()
     now, attempts = NOW, [NOW]

@@ -162,6 +162,45 @@ def test_once_that_keeps_trying_waits_as_run_does_and_ends_with_the_token(
     assert krbrefresh.validate(place / "token" / "krb5cc").principal == realm.principal("stale")
 
 
+def test_once_that_keeps_trying_adopts_a_token_and_waits_where_it_would_not(
+    runner: Runner, realm: Realm, place: Path
+) -> None:
+    keytab = realm.keytab(place / "k", "tried")
+    config = configured(place, realm.principal("tried"), keytab)
+    assert once(runner, realm, config).returncode == 0
+    generation = krbrefresh.load(place / "token" / "krb5cc").generation
+    asked = realm.log().count("tried@")
+    with refresher(runner, config, realm.env, command=KEEP_TRYING) as trying:
+        assert trying.process.wait(timeout=20) == 0, trying.text
+    assert krbrefresh.load(place / "token" / "krb5cc").generation == generation
+    assert realm.log().count("tried@") == asked
+    # Made with other settings: valid, and yet a new one is asked for. The end is not before that has been tried.
+    config = configured(place, realm.principal("tried"), keytab, lifetime="5h")
+    with refresher(runner, config, realm.env, command=KEEP_TRYING) as trying:
+        assert trying.process.wait(timeout=20) == 0, trying.text
+        assert trying.named("published")
+    assert krbrefresh.load(place / "token" / "krb5cc").generation != generation
+    # What there is has to do where there is no better one to be had.
+    keytab.rename(place / "elsewhere")
+    config = configured(place, realm.principal("tried"), keytab)
+    with refresher(runner, config, realm.env, command=KEEP_TRYING) as trying:
+        assert trying.process.wait(timeout=20) == 0, trying.text
+        assert [each["reason"] for each in trying.named("refresh_failed")] == ["keytab_missing"]
+
+
+def test_once_that_keeps_trying_and_is_ended_before_it_has_begun(runner: Runner, realm: Realm, place: Path) -> None:
+    variables = {
+        **realm.env,
+        "KRBREFRESH__KERBEROS__PRINCIPAL_CMD": f"sh -c 'touch {place}/begun; exec sleep 60'",
+    }
+    config = place / "krbrefresh.toml"
+    config.write_text(toml(kerberos={"keytab": str(place / "k"), "ccache": f"{place}/token/krb5cc"}))
+    with refresher(runner, config, variables, command=KEEP_TRYING) as trying:
+        eventually((place / "begun").exists, within=20)
+        trying.process.terminate()
+        assert trying.process.wait(timeout=20) == 1
+
+
 def test_once_that_keeps_trying_says_at_its_end_that_there_is_none(runner: Runner, realm: Realm, place: Path) -> None:
     config = configured(place, realm.principal("etl"), place / "missing")
     with refresher(runner, config, realm.env, command=KEEP_TRYING) as trying:

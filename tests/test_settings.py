@@ -435,3 +435,20 @@ def test_the_command_config(tmp_path: Path) -> None:
     ran = config()
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr.startswith("settings: there is no credential to refresh\n  set principal and keytab")
+
+
+@pytest.mark.parametrize(
+    ("principal", "realm"),
+    [
+        ("a@R", "R"),
+        ("a/b@R.S", "R.S"),
+        ("a", ""),
+        (r"a\@suffix", ""),
+        (r"a\@suffix@R", "R"),
+        (r"a\\@R", "R"),
+    ],
+)
+def test_the_realm_of_a_principal_is_what_stands_behind_an_at_that_is_none_of_its_name(
+    principal: str, realm: str
+) -> None:
+    assert settings.CredentialSettings(principal=principal, keytab="/k", ccache="/c").realm == realm

@@ -161,6 +161,39 @@ def test_an_exchange_that_has_no_end_is_the_others_too() -> None:
     asyncio.run(play())
 
 
+UNDECRYPTED = Exchanged(error=RefreshError("key_rejected", "Decrypt integrity check failed", code=-1765328384 + 31))
+SILENCE = refusal("kdc_timeout")
+
+
+def test_an_answer_that_cannot_be_decrypted_is_no_refusal_after_a_silence_and_no_more_than_once() -> None:
+    """A KDC that had hung answers them all, and a late answer can come to another principal's exchange. But older KDCs
+    say the same number of a key that they refuse, and count it."""
+    account = Account()
+
+    def one(answer: Exchanged) -> str:
+        account.forget()  # whatever is told to those who do not ask: USR1, or another keytab
+        return ask_all([answer], 1, account=account)[0][0]
+
+    assert one(UNDECRYPTED) == "key_rejected"  # nothing came before
+    for silence in ("kdc_timeout", "kdc_unreachable"):
+        assert [one(TICKET), one(refusal(silence)), one(UNDECRYPTED)] == ["ticket", silence, "kdc_timeout"]
+        assert one(UNDECRYPTED) == "key_rejected"
+        # A KDC that comes and goes gets no second one.
+        assert [one(refusal(silence)), one(UNDECRYPTED)] == [silence, "key_rejected"]
+    assert [one(TICKET), one(refusal("publish_failed")), one(UNDECRYPTED)][2] == "key_rejected"
+    # What the KDC alone can say is believed at once.
+    said = Exchanged(error=RefreshError("key_rejected", "Preauthentication failed", code=-1765328384 + 24))
+    assert [one(TICKET), one(SILENCE), one(said)][2] == "key_rejected"
+
+
+def test_credentials_of_one_account_have_one_such_answer_between_them() -> None:
+    account = Account()
+    assert ask_all([SILENCE], 3, account=account)[1] == 1
+    # One asks, and the others are told of a silence, which is no refusal.
+    assert ask_all([UNDECRYPTED], 3, account=account) == (["kdc_timeout", *["told kdc_timeout"] * 2], 1)
+    assert ask_all([UNDECRYPTED], 3, account=account) == (["key_rejected", *["told key_rejected"] * 2], 1)
+
+
 def test_a_renewal_says_nothing_of_the_key() -> None:
     async def play() -> None:
         account, asked = Account(), 0

@@ -10,6 +10,7 @@ doubt.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -21,6 +22,9 @@ from .files import Identity
 # What the KDC says of the account and its key, and counts; other refusals are of one request's options.
 _COUNTED = ("key_rejected", "client_revoked", "client_expired")
 _SILENCE = ("kdc_unreachable", "kdc_timeout")  # what another one would be told, too
+# KRB_AP_ERR_BAD_INTEGRITY (RFC 4120, section 7.5.9): libkrb5 says so of an answer that it cannot decrypt, and older
+# KDCs of a preauthentication with another key.
+_UNDECRYPTED = -1765328384 + 31
 _MARGIN = 10.0  # seconds: waits follow the wall clock, which may be set by a little; nobody bars itself
 _AFTER = 2.0  # seconds after the one that asks first
 
@@ -45,6 +49,8 @@ class Account:
         self._first: asyncio.Future[RefreshError | None] | None = None  # what it comes to concerns those who wait
         self._refusal: RefreshError | None = None
         self._until = 0.0
+        self._silent = False  # the last try had no answer
+        self._forgave = False  # an answer that could not be decrypted, since the last ticket
         self._by: object = None  # who was refused: it has its own wait, which follows the wall clock
         self._forgot_for: Identity | None = None
         self._swaps: list[float] = []
@@ -98,11 +104,12 @@ class Account:
         self._first = first
         error = None
         try:
-            exchanged = await exchange()
+            exchanged = self._understood(await exchange())
             error = exchanged.error
             if not error:
                 if exchanged.method == "keytab":  # a renewal says nothing of the key
                     self._good, self._refusal = True, None
+                    self._forgave = False
             elif exchanged.armour == self._armour:  # at once: those who wait go on before this one's try is over
                 self._good = False
                 self.refused(exchanged, _MARGIN + 1.0, by)
@@ -111,6 +118,20 @@ class Account:
             self._good, error = False, raised
             raise
         finally:
+            self._silent = error is not None and error.reason in _SILENCE
             if first:
                 self._first = None
                 first.set_result(error if error and error.reason in _SILENCE else None)
+
+    def _understood(self, exchanged: Exchanged) -> Exchanged:
+        """A KDC that had hung answers those who have gone, too, and whoever has the port of one of them by then cannot
+        decrypt that. So after a silence it is taken for no answer; once, until there is a ticket: it may be the KDC
+        that has refused the key, and that counts."""
+        error = exchanged.error
+        if not error or error.code != _UNDECRYPTED or exchanged.armour != self._armour:
+            return exchanged
+        if self._forgave or not self._silent:
+            return exchanged
+        self._forgave = True
+        words = f"{error}: after a silence that can be the answer to somebody else, and it is not believed this once"
+        return dataclasses.replace(exchanged, error=RefreshError("kdc_timeout", words, code=error.code))

@@ -207,14 +207,15 @@ class Exchanger:
         request["services"] = [service for service in credential.services if service not in without]
         if fresh:
             request["method"] = "keytab"
-        realm = credential.principal.rpartition("@")[2]
+        realm = credential.realm
         async with self._line.place(realm) as answer:
             child = None
             reusable = False
             try:
                 child = self._idle.pop() if self._idle else await self._start()
                 reply, body = await asyncio.wait_for(_converse(child, request), deadline)
-                reusable = True
+                outcome = _outcome(reply, body, worked_with(credential.keytab, credential.fast_keytab))
+                reusable = True  # one that talks nonsense gets nobody else's request
                 answer()
             except asyncio.TimeoutError:
                 raise RefreshError(
@@ -225,7 +226,7 @@ class Exchanger:
                     self._idle.append(child)
                 elif child is not None:
                     await _end(child)
-        return _outcome(reply, body, worked_with(credential.keytab, credential.fast_keytab))
+        return outcome
 
     async def _start(self) -> asyncio.subprocess.Process:
         """A child that is ready for requests: what it takes to start is no part of an exchange's deadline."""

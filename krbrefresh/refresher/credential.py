@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from ..token import Verifier
 
 
-# KRB_AP_ERR_BAD_INTEGRITY: an answer that cannot be decrypted. It is libkrb5 that says so, and no KDC.
-_UNDECRYPTED = -1765328384 + 31
-_SILENCE = ("kdc_timeout", "kdc_unreachable")
 _TOO_FAR = 10 * 366 * 86400.0  # seconds
 
 
@@ -210,9 +207,8 @@ class Credential:
     @property
     def foreign_services(self) -> tuple[str, ...]:
         """Those of another realm than the principal's."""
-        realm = self.settings.principal.rpartition("@")[2]
-        return tuple(name for name in self.settings.services if "@" in self.settings.principal
-                     and name.rpartition("@")[2] != realm)  # fmt: skip
+        realm = self.settings.realm
+        return tuple(name for name in self.settings.services if realm and name.rpartition("@")[2] != realm)
 
     def had_no_end(self) -> None:
         """An exchange was given up: another realm's KDC may be why, and every other try does without it."""
@@ -283,22 +279,16 @@ class Credential:
     def failed(self, error: RefreshError, now: float) -> bool:
         """A try failed; what is published stands. Says whether that is worth a line in the log: a cause that stays is
         told at its start, then ever more rarely."""
-        before, self.error = self.error, error
+        self.error = error
         self.failures += 1
-        kind = error.retry
-        # A KDC that had hung answers those who have gone, too, and such an answer comes to whoever has their port now:
-        # with another principal's key. The second one in a row is believed. Where no preauthentication is required, the
-        # KDC counts nothing against the account.
-        if error.code == _UNDECRYPTED and before is not None and before.reason in _SILENCE:
-            kind = TRANSIENT
-        if kind == REJECTED:
+        if error.retry == REJECTED:
             if self._former_rejections and not isinstance(error, NotAsked):
                 self.account.swapped(now)
             self.rejections += 1 + self._former_rejections
             self._former_rejections = 0
         self.due_at = policy.retry(
             now,
-            kind=kind,
+            kind=error.retry,
             failures=self.failures,
             rejections=self.rejections,
             window=self.window,

@@ -55,8 +55,7 @@ class Known:
 
     def realm_of(self, credential: CredentialSettings) -> str:
         """The realm whose KDCs are asked for a credential; empty where there is none."""
-        name, _, realm = credential.principal.replace("\\@", "").rpartition("@")
-        return realm if name else self.realm or ""
+        return credential.realm or self.realm or ""
 
 
 @dataclass(frozen=True)

@@ -370,8 +370,14 @@ def _as_enterprise(context: krb5.Context, principal: krb5.Principal) -> krb5.Pri
     do not look for another name of an account when the request's is of the usual type."""
     if [component.count(b"@") for component in principal.components] != [1]:
         return principal
-    name = krb5.unparse_name_flags(context, principal).replace(b"\\@", b"@")  # parsed so, the first @ is the name's
+    (component,) = (_escaped(each) for each in principal.components)
+    name = component + b"@" + _escaped(principal.realm).replace(b"@", b"\\@")  # parsed so, the first @ is the name's
     return krb5.parse_name_flags(context, name, krb5.PrincipalParseFlags.enterprise)
+
+
+def _escaped(part: bytes) -> bytes:
+    """As krb5_parse_name(3) wants it, but for an @."""
+    return part.replace(b"\\", b"\\\\").replace(b"/", b"\\/")
 
 
 def _first_principal(context: krb5.Context, path: str) -> krb5.Principal:

@@ -120,8 +120,7 @@ class Service:
         if os.geteuid() == 0 and any(each.settings.group is None for each in self._credentials):
             words = "this is root, and no group is set: only root's group can read the token"
             event(logging.WARNING, "no_group", message=words)
-        if not self._until_valid:
-            self._listen()
+        self._listen()
         await self._begin(self._credentials)
         if self._until_valid:
             self._spawn(self._for_ever(self._wait_for_tokens))
@@ -178,8 +177,15 @@ class Service:
                 event(logging.INFO, "valid", credential=credential.settings.name, expires_at=moment_text(token.expires))
 
     def _all_valid(self) -> bool:
+        """Whether there is a valid token of each, and no try is due or under way: one that was found may not do."""
         now = self._clock()
-        return all(each.token and each.token.expires > now and each.begun for each in self._credentials)
+        return all(
+            each.begun
+            and each.token is not None
+            and each.token.expires > now
+            and (each.standby or (each.due_at > now and each not in self._running))
+            for each in self._credentials
+        )
 
     async def _wait_for_tokens(self) -> None:
         while not self._all_valid():
@@ -347,7 +353,7 @@ class Service:
 
     def _listen(self) -> None:
         listen = self._settings.refresher.listen
-        if listen:
+        if listen and not self._until_valid:
             from .health import Health  # costs memory and time that who turns it off need not spend
 
             self._health = self._health or Health(self.status)

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -140,6 +141,12 @@ class CredentialSettings:
         "less than half of its life would be left, or when it cannot be renewed.",
     )
     name: str = "default"
+
+    @property
+    def realm(self) -> str:
+        """The principal's, as it is written; empty where it has none."""
+        name, _, realm = re.sub(r"\\.", "x", self.principal).rpartition("@")
+        return realm if name else ""
 
     @property
     def fingerprint(self) -> str:

@@ -238,8 +238,8 @@ def soak(minutes: float, seed: int, out: Path, credentials: int, workers: int) -
                 "seed": seed,
                 "minutes": minutes,
                 "seconds": round(ended - began, 1),
-                "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, "
-                f"Python {platform.python_version()}",
+                "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
+                f"Linux {platform.release().partition('-')[0]}, Python {platform.python_version()}",
                 "credentials": len(place.names),
                 "workers": len(place.workers),
                 "lifetime": LIFETIME,
