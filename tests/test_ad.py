@@ -156,11 +156,17 @@ MINUTES = [5, 10, 20, 40, 60, 60, 60, 60, 60]
 
 
 def rests(running: Refresher) -> bool:
-    """Whether it has no exchange under way, and nothing to do for a moment."""
-    spent = Path(f"/proc/{running.process.pid}/schedstat")
-    before = spent.read_text().split()[0]
+    """Whether it has no exchange under way, and has had nothing to do for a moment: it sleeps, which is not the same as
+    to be given no processor."""
+    process = Path(f"/proc/{running.process.pid}")
+
+    def spent() -> str:
+        return (process / "schedstat").read_text().split()[0]
+
+    before = spent()
     time.sleep(0.1)
-    return not children_of(running.process.pid) and spent.read_text().split()[0] == before
+    asleep = (process / "stat").read_text().rpartition(")")[2].split()[0] == "S"
+    return asleep and not children_of(running.process.pid) and spent() == before
 
 
 def go_on_for_hours(
