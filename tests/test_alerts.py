@@ -296,7 +296,10 @@ class Prometheus:
 
     def wait_for_only(self, job: str, *wanted: tuple[str, ...]) -> None:
         """Until these fire and nothing else does."""
-        eventually(lambda: set(self.alerts(job)) == set(wanted), within=20, every=0.1, what=f"nothing but {wanted}")
+        try:
+            eventually(lambda: set(self.alerts(job)) == set(wanted), within=20, every=0.1, what=f"nothing but {wanted}")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; firing: {self.alerts(job)}") from None
 
 
 def address(running: Refresher) -> str:

@@ -21,7 +21,7 @@ from krbrefresh.refresher.credential import Credential
 from krbrefresh.refresher.lock import Lock
 from krbrefresh.refresher.service import Service
 from krbrefresh.refresher.settings import CredentialSettings
-from tests.faults import LISTENING, Http, Hung, as_answers, keytab_bytes
+from tests.faults import LISTENING, Http, Hung, as_answers, kdc_comes_back, kdc_dies, keytab_bytes
 from tests.processes import Runner, krbrefresh_command, refresher
 from tests.support import Realm, eventually, program
 from tests.test_faults import configured, hung_credentials, hung_krb5_conf
@@ -184,6 +184,25 @@ def test_an_answer_that_cannot_be_decrypted_is_no_refusal_after_a_silence_and_no
     # What the KDC alone can say is believed at once.
     said = Exchanged(error=RefreshError("key_rejected", "Preauthentication failed", code=-1765328384 + 24))
     assert [one(TICKET), one(SILENCE), one(said)][2] == "key_rejected"
+
+
+def test_an_answer_that_is_not_believed_is_asked_for_again_soon_however_long_the_silence_was(
+    runner: Runner, own_realm: Realm, place: Path
+) -> None:
+    keytab = own_realm.keytab(place / "k", "etl")
+    config = configured(place, {"etl": {"principal": own_realm.principal("etl"), "keytab": keytab}})
+    with refresher(runner, config, {**own_realm.env, **LISTENING}) as running:
+        running.logged("published")
+        http = Http(running)
+        own_realm.kadmin(f"cpw -randkey {own_realm.principal('etl')}")
+        kdc_dies(own_realm)
+        for failures in range(1, 9):  # a backoff of up to a minute
+            running.process.send_signal(signal.SIGUSR1)
+            eventually(lambda: sum(http.metrics()["refresh_failures_total"].values()) >= failures, within=10)  # noqa: B023
+        kdc_comes_back(own_realm)
+        running.process.send_signal(signal.SIGUSR1)
+        *_, not_believed, refused = running.logged("refresh_failed", count=6)
+        assert (not_believed["reason"], refused["reason"]) == ("kdc_timeout", "key_rejected")
 
 
 def test_credentials_of_one_account_have_one_such_answer_between_them() -> None:

@@ -40,6 +40,13 @@ class NotAsked(RefreshError):  # noqa: N818  (it says what came of it)
         self.wait = wait
 
 
+class Unbelieved(RefreshError):  # noqa: N818
+    """An answer that may have been somebody else's; asked again after `wait` seconds, which no backoff makes longer:
+    the KDC is there."""
+
+    wait = 5.0
+
+
 class Account:
     """The exchanges of one principal with one keytab; `armour`: of one that is used for FAST. For one event loop."""
 
@@ -134,4 +141,4 @@ class Account:
             return exchanged
         self._forgave = True
         words = f"{error}: after a silence that can be the answer to somebody else, and it is not believed this once"
-        return dataclasses.replace(exchanged, error=RefreshError("kdc_timeout", words, code=error.code))
+        return dataclasses.replace(exchanged, error=Unbelieved("kdc_timeout", words, code=error.code))

@@ -26,7 +26,7 @@ from ..client import wait
 from ..errors import KrbrefreshError, LayoutError, RefreshError, TokenError
 from ..token import Manifest, Token, seal
 from . import layout, log, policy, publish
-from .account import Account, NotAsked
+from .account import Account, NotAsked, Unbelieved
 from .child import Exchanged, Exchanger
 from .credential import Credential, summary
 from .files import Identity, identity
@@ -507,7 +507,7 @@ class Service:
         self._tally.failures[error.reason] += 1
         self._wake.set()  # one that fails is looked at more often
         news = credential.failed_partly(error, self._clock()) if partly else credential.failed(error, self._clock())
-        if isinstance(error, NotAsked) and error.wait is not None:
+        if isinstance(error, NotAsked | Unbelieved) and error.wait is not None:
             credential.due_at = self._clock() + error.wait
         if news:
             event(
