@@ -52,5 +52,20 @@ class Cost:
         )
 
 
+def spent(pid: int) -> float:
+    """Milliseconds of processor time of a process and of its children, those that have ended included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = sum(map(int, fields[11:15])) * 1000 / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return own + sum(_or_nothing(int(child)) for child in children)
+
+
+def _or_nothing(pid: int) -> float:
+    try:
+        return spent(pid)
+    except (FileNotFoundError, ProcessLookupError):  # it has just ended, and counts as its parent's
+        return 0.0
+
+
 def _voluntary_switches(task: Path) -> int:
     return int(re.findall(r"^voluntary_ctxt_switches:\s+(\d+)", (task / "status").read_text(), re.MULTILINE)[0])

@@ -90,7 +90,7 @@ def _section(table: Table, result: Mapping[str, Any]) -> str:
         for column in columns:
             cells += _cells(found, peer, column)
         lines.append(_row(cells))
-    lines += ["", _fold(_verdict(found, columns)), ""]
+    lines += ["", *([] if table.alone else [_fold(_verdict(found, columns)), ""])]
     return "\n".join(lines)
 
 

@@ -20,13 +20,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A row for each peer. `note` may name what the scenario says of itself, as `{life}`."""
+    """A row for each peer. `note` may name what the scenario says of itself, as `{life}`. `alone`: the rows are all
+    krbrefresh's, and nobody is held against it."""
 
     scenario: str
     title: str
     note: str
     columns: tuple[Column, ...]
     plot: str = ""
+    alone: bool = False
 
 
 TABLES = (
@@ -174,6 +176,42 @@ TABLES = (
             Column("all first tokens", "all first tokens, s", 1, ratio=True),
             Column("one /metrics", "one /metrics, ms", 0, less=None),
         ),
+    ),
+    Table(
+        "scale",
+        "How cost grows with the number of credentials",
+        """One krbrefresh, three passes. Each credential has an account of its own, and tickets of 120 s, those of
+        5,000 of 300 s; the window is half of that, so all are refreshed within 18 s and 45 s: up to 56 and 111 a
+        second, where tickets of ten hours would make one or two. A refresher that refreshes often keeps its
+        children for a few seconds; that is where a refresh gets cheaper as they get more. Lateness is from the
+        moment that was planned to when the token is published. The KDC and whatever measures share the
+        processors.""",
+        (
+            Column("private", "private, MiB", 1, less=None),
+            Column("all first tokens", "all first tokens, s", 1, less=None),
+            Column("processor per refresh", "processor per refresh, ms", 1, less=None),
+            Column("late, median", "late, median, ms", 0, less=None),
+            Column("late, p99", "late, p99, ms", 0, less=None),
+            Column("all at once", "all at once (USR1), a second", 0, less=None),
+        ),
+        alone=True,
+    ),
+    Table(
+        "scale",
+        "The same, while nothing is due",
+        """Processor time of the refresher over ten seconds each: alone; with somebody who makes a file in one of the
+        token directories every second; and of a second refresher that stands by. Answers over HTTP are medians of
+        five, on a new connection each.""",
+        (
+            Column("at rest", "at rest, % of a core", 2, less=None),
+            Column("a file a second", "a file a second, %", 2, less=None),
+            Column("standing by", "standing by, %", 2, less=None),
+            Column("/metrics", "/metrics, ms", 1, less=None),
+            Column("/readyz", "/readyz, ms", 1, less=None),
+            Column("/", "/, ms", 1, less=None),
+            Column("/ size", "/, KiB", 0, less=None),
+        ),
+        alone=True,
     ),
 )
 

@@ -23,6 +23,7 @@ NAMES = [
     "first",
     "idle",
     "thousand",
+    "scale",
     "client",
 ]
 

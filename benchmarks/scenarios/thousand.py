@@ -24,7 +24,7 @@ def run(bench: Bench, scale: Scale) -> None:
         all_valid(fleet.ccaches)
         bench.results.add(KRBREFRESH.name, index, "all first tokens", time.perf_counter() - began, "s")
         time.sleep(scale.of(3, 0))
-        scrapes = [fleet.scrape() for _ in range(3)]
+        scrapes = [fleet.get("metrics")[1] for _ in range(3)]
         _memory(bench, KRBREFRESH.name, index, running.tree())
         bench.results.add(KRBREFRESH.name, index, "one /metrics", min(scrapes), "ms")
         running.kill()

@@ -1,0 +1,140 @@
+"""How cost grows with the number of credentials in one process: at rest, beside a volume that is busy, when standing
+by, and while all of them are refreshed in their windows and at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks.peers import Running
+from benchmarks.processes import Cost, spent
+from benchmarks.realm import SOON, Bench, all_valid
+from benchmarks.records import Scale
+from benchmarks.scenarios.fleet import Fleet
+from benchmarks.scenarios.idle import ALONE
+from tests.support import eventually
+
+LANE, ROOT = "quiet", False
+RUNS = 3  # of five minutes
+# How many, and for how many seconds their tickets live: half of that is the window, and its first 30 % the time in
+# which all are refreshed. The first three are measured at the same time: what they cost does not disturb.
+COUNTS = (((1, 120), (10, 120), (100, 120)), ((1000, 120),), ((5000, 300),))
+MOST, LIFE = 5, 20  # in a trial, where all are measured at the same time
+WINDOW = 0.5
+PEERS = [f"{count:,}" for row in COUNTS for count, _ in row]
+_PREFIX = ALONE if os.geteuid() == 0 else []
+_PER_CREDENTIAL = r'^krbrefresh_{}{{credential="([^"]+)"}} (\S+)$'
+
+
+def run(bench: Bench, scale: Scale) -> None:
+    rows = scale.of(COUNTS, [[(count, LIFE) for row in COUNTS for count, _ in row]])
+    accounts = bench.accounts(scale.of(max(count for row in rows for count, _ in row), MOST))
+    for index in range(min(scale.runs, RUNS)):
+        for row in rows:
+            each_of = [_Measured(bench, f"{count:,}", accounts[:count], life, index) for count, life in row]
+            for each in each_of:
+                each.start(scale.of(3.0, 0.5))
+            _measure(each_of, scale.of(10.0, 1.0))
+            for each in each_of:
+                each.answers()
+            for each in each_of:
+                each.wave()
+            for each in each_of:
+                each.all_at_once()
+            bench.stop_all()
+
+
+def _measure(each_of: list[_Measured], seconds: float) -> None:
+    """What they cost while nothing is due: alone, with a stand-by beside each, and with a file a second that somebody
+    makes in one of the token directories."""
+
+    def cost(figure: str, pids: list[int], what: Callable[[], None] = lambda: None) -> None:
+        before = [spent(pid) for pid in pids]
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            what()
+            time.sleep(min(1.0, left))
+        for each, pid, then in zip(each_of, pids, before, strict=True):
+            each.add(figure, (spent(pid) - then) / seconds / 10, "% of a core")
+
+    def touch() -> None:
+        for each in each_of:
+            (each.ccaches[0].parent / "somebody's").write_text("x")
+
+    pids = [each.running.pid for each in each_of]
+    cost("at rest", pids)
+    cost("a file a second", pids, touch)
+    standing_by = [each.stand_by() for each in each_of]
+    cost("standing by", [each.pid for each in standing_by])
+    for each in standing_by:
+        each.kill()
+
+
+class _Measured(Fleet):
+    def __init__(self, bench: Bench, name: str, accounts: list[tuple[str, Path]], life: int, index: int) -> None:
+        super().__init__(bench, accounts, lifetime=f"{life}s", expiry_window=f"{WINDOW:.0%}")
+        self.name, self.index = name, index
+
+    def add(self, figure: str, value: float, unit: str) -> None:
+        self.bench.results.add(self.name, self.index, figure, value, unit)
+
+    def start(self, settle: float) -> None:  # type: ignore[override]
+        began = time.monotonic()
+        super().start(prefix=_PREFIX)
+        all_valid(self.ccaches)
+        self.add("all first tokens", time.monotonic() - began, "s")
+        time.sleep(settle)
+        self.add("private", Cost.of(self.running.tree()).private, "MiB")
+
+    def stand_by(self) -> Running:
+        """A second refresher with the same settings, which has found that another one leads."""
+        before = self._logged("standing_by")
+        other = self.bench.start(self.running.peer, self.case, prefix=_PREFIX)
+        wanted = before + len(self.accounts)
+        eventually(lambda: self._logged("standing_by") >= wanted, within=60, every=0.2, what="a stand-by")
+        time.sleep(2)
+        return other
+
+    def answers(self) -> None:
+        for path in ("metrics", "readyz", ""):
+            answers = [self.get(path) for _ in range(5)]
+            self.add(f"/{path}", statistics.median(took for _, took in answers), "ms")
+            self.add(f"/{path} size", len(answers[0][0]) / 1024, "KiB")
+
+    def _moments(self, name: str) -> dict[str, float]:
+        text = self.get("metrics")[0].decode()
+        return {which: float(value) for which, value in re.findall(_PER_CREDENTIAL.format(name), text, re.MULTILINE)}
+
+    def wave(self) -> None:
+        """All are refreshed in their windows: how late after the moment that was planned each is published."""
+        planned = self._moments("next_refresh_timestamp_seconds")
+        assert len(planned) == len(self.accounts)
+        first, last = min(planned.values()), max(planned.values())
+        before, children = spent(self.running.pid), self._logged("published")
+        assert first > time.time(), "the first is due before this is ready"
+        time.sleep(max(0.0, last - time.time() + 1))
+        eventually(
+            lambda: self._logged("published") >= children + len(planned), within=SOON, every=0.2, what="all published"
+        )
+        busy, count = spent(self.running.pid) - before, self._logged("published") - children
+        done = self._moments("last_success_timestamp_seconds")
+        late = sorted(done[name] - planned[name] for name in planned)
+        self.add("late, median", statistics.median(late) * 1000, "ms")
+        self.add("late, p99", late[min(len(late) - 1, int(len(late) * 0.99))] * 1000, "ms")
+        self.add("processor per refresh", busy / count, "ms")
+
+    def all_at_once(self) -> None:
+        """USR1: the rate at which they can be refreshed at all."""
+        before, began = self._logged("published"), time.monotonic()
+        self.running.refresh()
+        wanted = before + len(self.accounts)
+        eventually(lambda: self._logged("published") >= wanted, within=SOON, every=0.02, what="all published")
+        self.add("all at once", len(self.accounts) / (time.monotonic() - began), "a second")
+
+    def _logged(self, event: str) -> int:
+        """How often, by it and by one that stands by."""
+        return self.running.log.read_bytes().count(f'"{event}"'.encode())
