@@ -151,12 +151,56 @@ def test_credentials_that_are_due_together_share_their_children(keytab: Path, et
         exchanger._start = counted  # type: ignore[method-assign]
         replies = await asyncio.gather(*(exchanger.exchange(settings(etl, keytab), 30) for _ in range(60)))
         assert {Token.parse(outcome(reply).ccache).principal for reply in replies} == {etl}
+        assert len(ours() - before) <= child.MOST_CHILDREN  # there may be more work in a moment
+        await exchanger.close()
+        assert ours() == before
         return len(pids)
 
-    before = children_of(os.getpid())
+    before = ours()
     # More on a machine that takes a second for an exchange: such a one leaves its place to others, and then ends.
     assert asyncio.run(many()) < 30
-    assert children_of(os.getpid()) == before
+
+
+def ours() -> set[int]:
+    return set(children_of(os.getpid()))
+
+
+async def gone(before: set[int]) -> None:
+    """Until there are no other children than these."""
+    while ours() != before:
+        await asyncio.sleep(0.01)
+
+
+def test_a_child_waits_for_work_where_one_exchange_follows_another_and_no_longer(
+    keytab: Path, etl: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ours()
+
+    async def play() -> None:
+        exchanger = Exchanger()
+
+        async def one() -> set[int]:
+            outcome(await exchanger.exchange(settings(etl, keytab), 30))
+            return ours() - before
+
+        assert await one() == set()  # they may be rare
+        [kept] = [await one() for _ in range(3)][-1]
+        assert await one() == {kept}
+        # One that somebody has killed is not asked.
+        [process] = exchanger._idle
+        os.kill(kept, signal.SIGKILL)
+        await process.wait()
+        [other] = await one()
+        assert other != kept
+        monkeypatch.setattr(child, "KEPT_FOR", 0.5)
+        assert await one() == {other}
+        await gone(before)  # there was no other
+        monkeypatch.setattr(child, "KEPT_FOR", 30.0)
+        assert len(await one()) == 1
+        await exchanger.close()
+        assert ours() == before
+
+    asyncio.run(asyncio.wait_for(play(), 60))
 
 
 # --- reasons ---

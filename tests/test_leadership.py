@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import krbrefresh
 from krbrefresh.refresher.layout import Destination
 from krbrefresh.refresher.lock import LOCK_NAME, Lock
 from krbrefresh.refresher.publish import is_held_elsewhere, prepare, publish
+from krbrefresh.refresher.service import _LOCKS_AT_ONCE
 from tests.processes import GROUP, REFRESHER, WORKER, Runner, krbrefresh_command, refresher, toml
 from tests.support import Realm, eventually
 from tests.test_publish import destination, sealed
@@ -204,6 +206,30 @@ def test_the_second_stands_by_and_takes_over_when_the_first_is_killed(
             assert manifest.refresher == "two"
             assert manifest.generation > (krbrefresh.Token.parse(before).generation or 0)
             assert two.stop() < 1
+
+
+def test_of_many_locks_the_first_that_is_found_free_makes_it_look_at_all(
+    runner: Runner, realm: Realm, place: Path, configured: Callable[..., Path]
+) -> None:
+    config = configured("a")
+    count = 3 * _LOCKS_AT_ONCE + 50
+    sections = {
+        f"credentials__c{index}": {"principal": realm.principal("etl"), "ccache": place / f"c{index}" / "krb5cc"}
+        for index in range(count)
+    }
+    config.write_text(toml(refresher={"log_format": "json"}, kerberos={"keytab": place / "k"}, **sections))
+    with contextlib.ExitStack() as stack:
+        leader = stack.enter_context(refresher(runner, config, realm.env))
+        leader.logged("published", count=count, within=60)
+        other = stack.enter_context(refresher(runner, config, realm.env))
+        other.logged("standing_by", count=count, within=30)
+        leader.process.kill()
+        killed = time.monotonic()
+        other.logged("leading", count=count, within=30)
+        took = time.monotonic() - killed
+        print(f"{count} locks were taken over in {took:.1f} s")
+        assert took < count / _LOCKS_AT_ONCE  # looking at some every second would have taken longer
+        assert not other.named("refresh_failed", "published")  # what is there will do
 
 
 def test_a_rolling_upgrade_shows_no_gap_and_no_lower_generation(

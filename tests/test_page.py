@@ -324,6 +324,19 @@ def test_the_worst_comes_first_and_the_rest_stays_in_order() -> None:
     assert names == ["c2", "c6", "c4", "c5", "c0", "c3", "c1"]
 
 
+def test_of_many_the_worst_have_a_card_and_the_rest_a_line() -> None:
+    late = credential("late", DEGRADED)
+    read = parsed(status(*(credential(f"c{index}", VALID) for index in range(page.MOST_CARDS + 50)), late))
+    names = [text for tag, kind, text in read.texts if tag == "span" and not kind]
+    assert len(names) == page.MOST_CARDS
+    assert names[0] == "late"
+    lines = read.of("li", VALID)
+    assert [line.strip() for line in lines] == [f"c{index}" for index in range(199, 250)]
+    said = [text for tag, kind, text in read.texts if kind == "state"][-51:]
+    assert all(re.fullmatch("✓ valid · expires in [0-9hms ]+", each) for each in said), said
+    safe(read)
+
+
 def test_it_comes_anew_and_names_what_machines_ask() -> None:
     read = parsed(status())
     assert ("meta", {"http-equiv": "refresh", "content": "10"}) in read.tags
@@ -579,5 +592,6 @@ def test_a_thousand_credentials_in_a_browser(browser: Browser, server: Server) -
     server.said = many(1000)
     with Tab(browser, width=390, height=844) as tab:
         tab.open(f"http://127.0.0.1:{server.port}/")
-        assert tab.evaluate("document.querySelectorAll('article').length") == 1000
+        assert tab.evaluate("document.querySelectorAll('article').length") == page.MOST_CARDS
+        assert tab.evaluate("document.querySelectorAll('li').length") == 1000 - page.MOST_CARDS
         assert tab.evaluate("document.documentElement.scrollWidth") == 390

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ MOST_CHILDREN = 8
 SILENT_AFTER = 1.0  # seconds; a KDC that lives answers within milliseconds
 START_WITHIN = 15.0  # seconds; it takes 40 ms on a machine at rest
 REAP_WITHIN = 1.0
+KEPT_FOR = 5.0  # seconds for which a child waits for work, where another exchange ended that lately before its own
 READY = b"ready\n"
 _MAX_REPLY = 1 << 20
 _MAX_WORDS = 2000
@@ -186,13 +188,16 @@ class Exchanger:
     """Makes exchanges, several at a time, each in a child process with a hard deadline.
 
     A child that is done takes the next request in line, so that many credentials that are due together share the cost
-    of starting one; with nothing in line it ends.
+    of starting one. With nothing in line it ends: at once where exchanges are rare, and where one follows another, when
+    there was no other for a few seconds.
     """
 
     def __init__(self) -> None:
         self._command = _command()
         self._line = _Line()
-        self._idle: list[asyncio.subprocess.Process] = []
+        self._idle: dict[asyncio.subprocess.Process, asyncio.TimerHandle | None] = {}
+        self._last = -math.inf
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def exchange(
         self, credential: CredentialSettings, deadline: float, *, fresh: bool = False, without: Iterable[str] = ()
@@ -212,7 +217,7 @@ class Exchanger:
             child = None
             reusable = False
             try:
-                child = self._idle.pop() if self._idle else await self._start()
+                child = self._idle_one() or await self._start()
                 reply, body = await asyncio.wait_for(_converse(child, request), deadline)
                 outcome = _outcome(reply, body, worked_with(credential.keytab, credential.fast_keytab))
                 reusable = True  # one that talks nonsense gets nobody else's request
@@ -222,11 +227,47 @@ class Exchanger:
                     "kdc_timeout", f"{credential.principal}: the exchange had no end after {deadline:.3g} s"
                 ) from None
             finally:
-                if child is not None and reusable and len(self._idle) < self._line.waiting:
-                    self._idle.append(child)
-                elif child is not None:
+                if child is not None and not (reusable and self._keep(child)):
                     await _end(child)
         return outcome
+
+    async def close(self) -> None:
+        """Ends the children that have nothing to do."""
+        while child := self._idle_one():
+            self._end_aside(child)
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    def _idle_one(self) -> asyncio.subprocess.Process | None:
+        """The one that was at work last, which is in the processor's caches."""
+        while self._idle:
+            child, timer = self._idle.popitem()
+            if timer:
+                timer.cancel()
+            if child.returncode is None:  # nobody has killed it
+                return child
+        return None
+
+    def _keep(self, child: asyncio.subprocess.Process) -> bool:
+        """Whether it stays for another request, or is not needed any more."""
+        loop = asyncio.get_running_loop()
+        before, self._last = self._last, loop.time()
+        if len(self._idle) < self._line.waiting:
+            self._idle[child] = None  # it is taken at once
+        elif self._last - before < KEPT_FOR and len(self._idle) < MOST_CHILDREN:
+            self._idle[child] = loop.call_later(KEPT_FOR, self._has_waited, child)
+        else:
+            return False
+        return True
+
+    def _has_waited(self, child: asyncio.subprocess.Process) -> None:
+        del self._idle[child]
+        self._end_aside(child)
+
+    def _end_aside(self, child: asyncio.subprocess.Process) -> None:
+        ending = asyncio.get_running_loop().create_task(_end(child))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
 
     async def _start(self) -> asyncio.subprocess.Process:
         """A child that is ready for requests: what it takes to start is no part of an exchange's deadline."""

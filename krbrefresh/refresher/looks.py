@@ -67,7 +67,7 @@ async def look_at_each(
 
 class Round:
     """A look at several credentials, one after the other, from the end of `left`: what was `seen`, or whose lock was
-    `free`, which one it is `at`, whether it is `over` since nobody waits for it, and whether it has `passed` one by."""
+    `free`, which one it is `at`, whether it is `over` since nobody waits for it, and which it has `passed` by."""
 
     def __init__(self, left: list[Credential]) -> None:
         self.left = left
@@ -75,7 +75,7 @@ class Round:
         self.free: list[Credential] = []
         self.at: Credential | None = None
         self.over = False
-        self.passed = False
+        self.passed: list[Credential] = []
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+from collections.abc import Sequence
 
 from .._text import moment_text, printable, seconds_text
 from .status import DEGRADED, EXPIRED, STANDBY, STARTING, VALID, CredentialStatus, Status
 
 CONTENT_TYPE = "text/html; charset=utf-8"
 REFRESH_EVERY = 10  # seconds
+MOST_CARDS = 200  # the rest, of which none is worse, has a line each: a browser has to lay it out every ten seconds
 
 _WORST_FIRST = (EXPIRED, STARTING, DEGRADED, VALID, STANDBY)
 _MARKS = {EXPIRED: "✕", STARTING: "…", DEGRADED: "!", VALID: "✓", STANDBY: "◦"}  # a colour alone tells not everybody
@@ -48,6 +50,7 @@ dd{margin:0;font-variant-numeric:tabular-nums}
 .hint{margin:.2rem 0 0;overflow-wrap:anywhere}
 .key{display:inline-block;width:1.6em;height:.7em;border-radius:2px;margin:0 .35em 0 .9em}
 .key.s{background:var(--spent)}.key.w{background:var(--window)}
+.rest{list-style:none;margin:0;padding:.2rem 0;overflow-wrap:anywhere}
 footer{padding:.4rem 1rem 2rem;color:var(--soft);font-size:.85rem}
 .valid,.good{--tone:var(--good)}.degraded{--tone:var(--warn)}.expired,.bad{--tone:var(--bad)}
 .starting,.standby{--tone:var(--still)}.starting.failing{--tone:var(--bad)}
@@ -85,7 +88,8 @@ def render(status: Status) -> str:
         f"<style>{_STYLE}</style></head><body>"
         f"<header><h1>krbrefresh · {_text(status.refresher)}</h1>"
         f'<p class="verdict {tone}">{verdict}</p><p class="facts">{" · ".join(facts)}</p></header>'
-        f"<main>{''.join(_credential(credential, status.now) for credential in credentials)}</main>"
+        f"<main>{''.join(_credential(credential, status.now) for credential in credentials[:MOST_CARDS])}"
+        f"{_rest(credentials[MOST_CARDS:], status.now)}</main>"
         f"<footer>A token's life:{legend}. This page comes anew every {REFRESH_EVERY} s. For machines: "
         '<a href="readyz">readyz</a>, <a href="metrics">metrics</a>, <a href="livez">livez</a>.</footer>'
         "</body></html>\n"
@@ -121,6 +125,18 @@ def _credential(credential: CredentialStatus, now: float) -> str:
         f'<p class="whose">{_text(credential.principal)} → {_text(credential.path)}</p>'
         f"{_bar(credential, now)}<dl>{_facts(credential, now)}</dl>{_outcome(credential, now)}</article>"
     )
+
+
+def _rest(credentials: Sequence[CredentialStatus], now: float) -> str:
+    lines = []
+    for each in credentials:
+        words = [f"{_MARKS[each.state]} {each.state}"]
+        if each.reason:
+            words.append(_text(each.reason))
+        if each.expires_at is not None:
+            words.append(f"{'expires' if each.expires_at > now else 'expired'} {_length(each.expires_at, now)}")
+        lines.append(f'<li class="{each.state}">{_text(each.name)} <span class="state">{" · ".join(words)}</span></li>')
+    return f'<ul class="rest">{"".join(lines)}</ul>' if lines else ""
 
 
 def _bar(credential: CredentialStatus, now: float) -> str:
@@ -180,11 +196,15 @@ def _outcome(credential: CredentialStatus, now: float) -> str:
 
 
 def _when(moment: float, now: float) -> str:
-    """`in 9h 58m` or `3m 2s ago`, with the moment itself behind it."""
-    length = seconds_text(moment - now)
-    words = "now" if length == "0s" else f"in {length}" if moment > now else f"{length} ago"
+    """How far it is from now, with the moment itself behind it."""
     exact = _text(moment_text(moment))
-    return f'<time datetime="{exact}" title="{exact}">{words}</time>'
+    return f'<time datetime="{exact}" title="{exact}">{_length(moment, now)}</time>'
+
+
+def _length(moment: float, now: float) -> str:
+    """`in 9h 58m` or `3m 2s ago`."""
+    length = seconds_text(moment - now)
+    return "now" if length == "0s" else f"in {length}" if moment > now else f"{length} ago"
 
 
 def _offset(seconds: float) -> str:

@@ -13,10 +13,11 @@ import functools
 import logging
 import math
 import os
+import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -31,7 +32,7 @@ from .child import Exchanged, Exchanger
 from .credential import Credential, summary
 from .files import Identity, identity
 from .layout import Destination
-from .lock import HeldElsewhere, Lock
+from .lock import LOCK_NAME, HeldElsewhere, Lock
 from .log import event
 from .looks import Round, Seen, find, look_at_each, published, see
 from .notify import Notifier
@@ -52,6 +53,9 @@ _LOOKS_FOR_TOKENS_APART = 0.2  # seconds; they are in memory
 _PATIENCE = 2.0  # seconds for a look at a credential's files before its file system is taken to hang
 _AFTER_DEFECT = 5.0  # seconds
 _SETTLE = 0.2  # seconds after an event: it has companions, often
+_LOCKS_AT_ONCE = 100  # that one who stands by looks at every second; the leader of one is that of others, mostly
+_OPEN_BESIDES = 512  # files: connections, children's pipes, files that are just being looked at
+_THE_END = "stop_path"  # whom an event at that path concerns
 
 
 class Service:
@@ -77,12 +81,14 @@ class Service:
         self._stopping = asyncio.Event()
         self._wake = asyncio.Event()  # for the next look around
         self._wake_stand_by = asyncio.Event()
-        self._heard = False
+        self._heard_of: set[object] = set()
+        self._heard_of_all = False
         self._stuck: set[Credential] = set()
         self._looked_at: set[Credential] = set()  # at this moment
         self._late: dict[Credential, asyncio.Future[Any]] = {}  # to prepare, and when that can go on
         self._looking_for_the_end: set[str] = set()
         self._ready = False
+        self._status_is_due = False
         self._until_valid = False
         self._reloads = 0
         self._lead = self._clock_lead()
@@ -108,6 +114,7 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         loop.add_signal_handler(signal.SIGUSR1, self._refresh_all)
         self._give_each_a_thread(len(self._credentials))
+        _let_open(len(self._credentials))
         self._watch = Watch(self._hear)
         await self._prepare(self._credentials)
         event(
@@ -140,6 +147,7 @@ class Service:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._exchanger.close()
         if self._health:
             await self._health.close()
         await asyncio.to_thread(_drop, list(self._locks.values()))
@@ -154,6 +162,7 @@ class Service:
         """One exchange and one publication for each credential; where another refresher leads, a look at what it has
         published. Whether there is a valid token of each. Raises LayoutError."""
         self._give_each_a_thread(len(self._credentials))
+        _let_open(len(self._credentials))
         await self._prepare(self._credentials)
         for credential in self._late:
             self._failed(credential, _hangs(credential.settings.ccache, _PATIENCE))
@@ -499,7 +508,7 @@ class Service:
         token = Token.parse(data, settings.ccache)  # the workers' reader has to take it, manifest and all
         publish.publish(destination, data, credential.lock)
         if self._watch:
-            self._watch.add([settings.ccache])  # its directory may be a new one
+            self._watch.add(credential, _heard_from(credential))  # its directory may be a new one
         return token, identity(settings.ccache)
 
     def _failed(self, credential: Credential, error: RefreshError, *, partly: bool = False) -> None:
@@ -553,24 +562,34 @@ class Service:
         return self._clock() - time.monotonic()
 
     async def _look_around(self) -> None:
-        """Looks at the files: at all of them when there was an event, and now and then without one; every few seconds
-        at those of a credential that fails."""
+        """Looks at the files: at those that an event concerns, now and then at all of them without one, and every few
+        seconds at those of a credential that fails."""
         assert self._watch is not None
         idle = policy.IDLE_LOOK_EVERY if self._watch.works else policy.DEAF_LOOK_EVERY
-        all_at = some_at = -math.inf
+        all_at = heard_at = some_at = -math.inf
         while not self._stopping.is_set():  # wait_for can lose a cancellation (Python before 3.12)
             now = time.monotonic()
-            if now >= all_at + (_LOOKS_APART if self._heard else idle):
-                all_at = some_at = now
-                self._heard = False
-                self._look_for_the_end()
-                self._spawn(self._look(self._credentials))
+            look_at: list[Credential] | None = None
+            may_hear = now >= heard_at + _LOOKS_APART
+            if now >= all_at + idle or (self._heard_of_all and may_hear):
+                look_at = self._credentials
+                all_at = heard_at = some_at = now
+                self._heard_of_all = False
+                self._heard_of.clear()
+            elif self._heard_of and may_hear:
+                look_at = [credential for credential in self._credentials if credential in self._heard_of]
+                heard_at = now
+                self._heard_of.clear()
             elif self._impatient() and now >= some_at + policy.LOOK_EVERY:
+                look_at = [credential for credential in self._credentials if credential.error]
                 some_at = now
+            if look_at is not None:
                 self._look_for_the_end()
-                self._spawn(self._look([credential for credential in self._credentials if credential.error]))
+                self._spawn(self._look(look_at))
             self._wake.clear()
-            until = all_at + (_LOOKS_APART if self._heard else idle)
+            until = all_at + idle
+            if self._heard_of_all or self._heard_of:
+                until = min(until, heard_at + _LOOKS_APART)
             if self._impatient():
                 until = min(until, some_at + policy.LOOK_EVERY)
             with contextlib.suppress(asyncio.TimeoutError):
@@ -589,7 +608,7 @@ class Service:
     async def _look_at_stop_path(self, stop_path: str) -> None:
         def there() -> bool:
             assert self._watch is not None
-            self._watch.add([stop_path])
+            self._watch.add(_THE_END, [stop_path])
             return os.path.lexists(stop_path)
 
         try:
@@ -600,9 +619,12 @@ class Service:
             event(logging.INFO, "stop_path_found", path=stop_path)
             self._end()
 
-    def _hear(self) -> None:
-        """Something happened to a file; it has companions, often."""
-        self._heard = True
+    def _hear(self, who: Collection[object] | None = None) -> None:
+        """Something happened to a file of theirs, or of whoever it may be; it has companions, often."""
+        if who is None:
+            self._heard_of_all = True
+        else:
+            self._heard_of.update(who)
         asyncio.get_running_loop().call_later(_SETTLE, self._wake.set)
 
     async def _look(self, credentials: list[Credential]) -> None:
@@ -622,7 +644,7 @@ class Service:
                 if credential.tries == seen.tries and credential not in self._running and not credential.standby:
                     self._react(credential, seen)
             if looking.passed:
-                self._hear()
+                self._hear(looking.passed)
             if task.done():
                 task.result()
             elif looking.at:
@@ -640,13 +662,13 @@ class Service:
         while looking.left and not looking.over:
             credential = looking.left.pop()
             if credential in self._looked_at:  # by another look, which may have been too early; or it hangs
-                looking.passed = True
+                looking.passed.append(credential)
                 continue
             looking.at = credential
             self._looked_at.add(credential)
             try:
                 tries = -1 if credential in self._running else credential.tries
-                self._watch.add([*credential.paths, credential.settings.ccache])
+                self._watch.add(credential, _heard_from(credential))
                 seen = see(credential, tries, credential.lock)
             finally:
                 self._looked_at.discard(credential)
@@ -688,14 +710,22 @@ class Service:
         self._wake_stand_by.set()
 
     async def _look_at_locks(self) -> None:
-        """While another refresher leads: takes over when it has gone."""
+        """While another refresher leads: takes over when it has gone. Of many locks some are looked at every second, in
+        turn; and once one is free, all of them at once."""
+        found = False
+        next_one = 0
         while True:
             await self._wake_stand_by.wait()
             if not any(credential.standby for credential in self._credentials):
                 self._wake_stand_by.clear()
                 continue
-            await asyncio.sleep(policy.STANDBY_LOOK_EVERY)
+            await asyncio.sleep(0 if found else policy.STANDBY_LOOK_EVERY)
             waiting = [each for each in self._credentials if each.standby and each not in self._stuck]
+            some = len(waiting) > _LOCKS_AT_ONCE and not found
+            if some:
+                next_one %= len(waiting)
+                waiting = [*waiting[next_one:], *waiting[:next_one]][:_LOCKS_AT_ONCE]
+                next_one += _LOCKS_AT_ONCE
             looking = Round(list(reversed(waiting)))
             task = asyncio.ensure_future(asyncio.to_thread(_try_locks, looking))
             try:
@@ -707,6 +737,7 @@ class Service:
             elif looking.at:
                 self._note_stuck(looking.at, task)
                 waiting = waiting[: waiting.index(looking.at)]  # the rest, in a second
+            found = bool(looking.free) and (some or not task.done())
             for credential in looking.free:
                 if credential.standby and not credential.gone:
                     event(logging.INFO, "leading", credential=credential.settings.name)
@@ -773,11 +804,14 @@ class Service:
         credentials = [kept.get(each) or self._credential(each) for each in new.credentials]
         others = [credential for credential in credentials if credential.settings not in kept]
         self._give_each_a_thread(len(credentials))
+        _let_open(len(credentials))
         await self._prepare(others, credentials)
         gone = [credential for credential in self._credentials if credential not in set(credentials)]
         for credential in gone:
             credential.gone = True
             self._plan(credential)
+            if self._watch:
+                self._watch.forget(credential)
         running = [self._running[credential] for credential in gone if credential in self._running]
         if running:  # what it brings is published under the old settings; a disk that hangs is not waited for
             await asyncio.wait(running, timeout=2 * self._settings.refresher.exchange_deadline)
@@ -829,13 +863,38 @@ class Service:
             event(logging.ERROR, "internal", message=f"{type(error).__name__}: {error}")
 
     def _say_status(self) -> None:
-        if self._notifier.listens:
+        """A little later, for all that happens until then: of many credentials one or another is always done."""
+        if self._notifier.listens and not self._status_is_due:
+            self._status_is_due = True
+            asyncio.get_running_loop().call_later(_SETTLE, self._tell_status)
+
+    def _tell_status(self) -> None:
+        self._status_is_due = False
+        if not self._stopping.is_set():
             self._notifier.status(summary(self._credentials, self._clock()))
+
+
+def _let_open(credentials: int) -> None:
+    """Raises this process's limit of open files to what so many locks need, besides all else, as far as it may."""
+    needed = credentials + _OPEN_BESIDES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < needed:
+        words = f"{credentials} credentials may need {needed} open files, and the hard limit is {hard}: raise it"
+        event(logging.WARNING, "few_descriptors", message=words)
 
 
 def _keys(settings: CredentialSettings) -> tuple[str | None, ...]:
     """Where the keys of its exchanges come from."""
     return settings.keytab, settings.fast_keytab, settings.fast_ccache, settings.method
+
+
+def _heard_from(credential: Credential) -> list[str]:
+    """The files whose change is a reason to look at it."""
+    ccache = credential.settings.ccache
+    return [*credential.paths, ccache, os.path.join(os.path.dirname(ccache), LOCK_NAME)]
 
 
 def _drop(locks: list[Lock]) -> None:

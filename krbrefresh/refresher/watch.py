@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import os
 import select
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Collection, Iterable
 
 from inotify_simple import INotify, flags
 
@@ -28,12 +29,19 @@ _EVENTS = (
     | flags.MOVE_SELF
 )
 
+_ANY = ""
+_NOBODY: frozenset[object] = frozenset()
+
 
 class Watch:
-    """Calls `heard`, in the loop, when something happens in one of the directories."""
+    """Calls `heard`, in the loop, when something happens in one of the directories: with those whom it concerns, or
+    with None where that is everybody, or cannot be told."""
 
-    def __init__(self, heard: Callable[[], None]) -> None:
+    def __init__(self, heard: Callable[[Collection[object] | None], None]) -> None:
         self._heard = heard
+        # Whom it concerns, by the watch's number and the file's name; `_ANY` is for those whom every name concerns.
+        self._concerned: dict[int, dict[str, set[object]]] = {}
+        self._mutex = threading.Lock()  # never held while a file system is asked
         try:
             self._inotify: INotify | None = INotify(nonblocking=True)
         except OSError:  # the limit of instances per user
@@ -53,26 +61,51 @@ class Watch:
         """Whether this system lets us hear at all."""
         return self._inotify is not None
 
-    def add(self, paths: Iterable[str]) -> None:
-        """Listens to the directories of these files; one that is listened to already costs a system call. May block
-        as long as the file system does."""
+    def add(self, who: object, paths: Iterable[str]) -> None:
+        """Listens for `who` to what happens to these files, which may not be there; what is listened to already costs
+        two system calls. May block as long as the file system does."""
         if self._inotify is None:
             return
-        for directory in {os.path.dirname(path) for path in paths}:
+        for path in paths:
+            directory, name = os.path.split(path)
             try:
-                self._inotify.add_watch(directory, _EVENTS)
+                number = self._inotify.add_watch(directory, _EVENTS)
+                # A link can lead to another file by way of its neighbours: a Secret's files all lead through `..data`.
+                name = _ANY if os.path.islink(path) else name
             except OSError:  # not there, not for us, or the limit of watches: the looks that come anyway have to do
-                pass
+                continue
+            with self._mutex:
+                self._concerned.setdefault(number, {}).setdefault(name, set()).add(who)
+
+    def forget(self, who: object) -> None:
+        """It has gone."""
+        with self._mutex:
+            for by_name in self._concerned.values():
+                for each in by_name.values():
+                    each.discard(who)
 
     def _read(self) -> None:
         assert self._inotify is not None
-        if self._inotify.read(timeout=0):
-            self._heard()
+        heard: set[object] = set()
+        everybody = False
+        for event in self._inotify.read(timeout=0):
+            with self._mutex:
+                # A directory that is gone has no events any more, and a new one of its name another number.
+                end = event.mask & flags.IGNORED
+                by_name = self._concerned.pop(event.wd, {}) if end else self._concerned.get(event.wd)
+                if by_name is None:  # events were lost, or came before `add` had noted whom they concern
+                    everybody = True
+                elif event.name:
+                    heard |= by_name.get(event.name, _NOBODY) | by_name.get(_ANY, _NOBODY)
+                else:  # it happened to the directory itself
+                    heard.update(*by_name.values())
+        if everybody or heard:
+            self._heard(None if everybody else heard)
 
     def _read_mounts(self) -> None:
         assert self._mounts is not None
         if self._mounts.poll(0):
-            self._heard()
+            self._heard(None)
 
     def close(self) -> None:
         """Ends it."""
