@@ -140,6 +140,7 @@ async def _try_all(credentials: list[CredentialSettings], deadline: float) -> di
             tried[credential.name] = _Tried(time.monotonic() - began, exchanged.ccache, error, exchanged.refused)
 
     await asyncio.gather(*map(try_these, principals.values()))
+    await exchanger.close()
     return tried
 
 

@@ -168,6 +168,7 @@ class Service:
             self._failed(credential, _hangs(credential.settings.ccache, _PATIENCE))
         prepared = [credential for credential in self._credentials if credential not in self._late]
         await asyncio.gather(*(self._once(credential) for credential in prepared))
+        await self._exchanger.close()
         return all(credential.error is None or credential.refused for credential in self._credentials)
 
     async def _once(self, credential: Credential) -> None:

@@ -143,6 +143,7 @@ class Exchanges:
                     await self._one(numbers.pop(), principal, exchanger, proxy)
 
             await asyncio.gather(*(player(name) for name in self._here.principals[:AT_A_TIME]))
+            await exchanger.close()
             self.seen.update({f"done: {name}": count for name, count in proxy.done.items()})
 
     async def _one(self, number: int, principal: str, exchanger: Exchanger, proxy: Proxy) -> None:
