@@ -180,8 +180,8 @@ TABLES = (
     Table(
         "scale",
         "How cost grows with the number of credentials",
-        """One krbrefresh, three passes. Each credential has an account of its own, and tickets of 120 s, those of
-        5,000 of 300 s; the window is half of that, so all are refreshed within 18 s and 45 s: up to 56 and 111 a
+        """One krbrefresh, one pass. Each credential has an account of its own, and tickets of 180 s, those of
+        5,000 of 300 s; the window is half of that, so all are refreshed within 27 s and 45 s: up to 37 and 111 a
         second, where tickets of ten hours would make one or two. A refresher that refreshes often keeps its
         children for a few seconds; that is where a refresh gets cheaper as they get more. Lateness is from the
         moment that was planned to when the token is published. The KDC and whatever measures share the

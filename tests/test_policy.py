@@ -135,6 +135,15 @@ def test_a_ticket_that_starts_in_the_past_is_reckoned_from_its_arrival() -> None
     assert NOW + 39 < life.due_at < NOW + 48
 
 
+def test_what_a_kdc_that_was_held_up_gives_is_refreshed_before_it_ends() -> None:
+    # Asked for five seconds; it came four and a half later, and KDCs reckon a ticket's end by what was asked for.
+    life = credential()
+    life.succeeded(token_for(life, NOW, 5), NOW + 4.5, asked=NOW)
+    assert NOW + 4.5 < life.due_at < NOW + 5
+    life.succeeded(token_for(life, NOW, 5), NOW + 4.5, asked=NOW + 4.4)  # a KDC that gives no more: once a second
+    assert life.due_at == pytest.approx(NOW + 5.4)
+
+
 def test_a_jump_of_the_clock_moves_what_waits_for_a_refusal_and_hurries_the_rest() -> None:
     def jump(by: float) -> None:
         life.clock_moved(by)

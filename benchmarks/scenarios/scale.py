@@ -19,10 +19,10 @@ from benchmarks.scenarios.idle import ALONE
 from tests.support import eventually
 
 LANE, ROOT = "quiet", False
-RUNS = 3  # of five minutes
+RUNS = 1  # of ten minutes
 # How many, and for how many seconds their tickets live: half of that is the window, and its first 30 % the time in
 # which all are refreshed. The first three are measured at the same time: what they cost does not disturb.
-COUNTS = (((1, 120), (10, 120), (100, 120)), ((1000, 120),), ((5000, 300),))
+COUNTS = (((1, 180), (10, 180), (100, 180)), ((1000, 180),), ((5000, 300),))
 MOST, LIFE = 5, 20  # in a trial, where all are measured at the same time
 WINDOW = 0.5
 PEERS = [f"{count:,}" for row in COUNTS for count, _ in row]

@@ -248,12 +248,15 @@ class Credential:
         method: str = "keytab",
         identity: Identity | None = None,
         refused: Iterable[str] = (),
+        asked: float | None = None,
     ) -> None:
-        """A token was published; without the tickets of these services, which the KDC has `refused`."""
+        """A token was published; without the tickets of these services, which the KDC has `refused`. It was `asked` for
+        then, or now: a KDC that was held up gives what is left of the life that was asked for, and that can be so little
+        that a second after its arrival would be too late."""
         self.token, self.identity = token, identity
         self.generation = token.generation or self.generation
         self.window = self.window_of(token, now)
-        self.due_at = policy.first_try(self.window, now, self._chance())
+        self.due_at = policy.first_try(self.window, now if asked is None else asked, self._chance())
         self.error = None
         self.failures = self.rejections = self._former_rejections = 0
         self.fresh = self._for_more = False

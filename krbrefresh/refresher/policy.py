@@ -61,10 +61,10 @@ def window(starts_at: float, expires_at: float, share: Share) -> Window:
     return Window(expires_at - min(wanted, most), expires_at, clamped=wanted > most)
 
 
-def first_try(window: Window, now: float, chance: float) -> float:
-    """When to refresh a token for the first time: at random in the first 30 % of its window, and not at once even if
-    that has passed."""
-    return max(now + MIN_DELAY, window.opens_at + window.length * FIRST_TRY_WITHIN * chance)
+def first_try(window: Window, asked: float, chance: float) -> float:
+    """When to refresh a token for the first time: at random in the first 30 % of its window, and not within a second
+    after it was `asked` for even if that has passed."""
+    return max(asked + MIN_DELAY, window.opens_at + window.length * FIRST_TRY_WITHIN * chance)
 
 
 def retry(now: float, *, kind: str, failures: int, rejections: int, window: Window | None, chance: float) -> float:

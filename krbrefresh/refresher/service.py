@@ -426,8 +426,14 @@ class Service:
                 credential.clock_lead = lead
             self._mind_the_clock()
             after = credential.failures or None
+            now = self._clock()
             credential.succeeded(
-                token, self._clock(), method=exchanged.method, identity=which, refused=exchanged.refused
+                token,
+                now,
+                method=exchanged.method,
+                identity=which,
+                refused=exchanged.refused,
+                asked=now - (time.monotonic() - began),
             )
         except HeldElsewhere:
             self._stand_by(credential)
