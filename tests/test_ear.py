@@ -55,8 +55,20 @@ def test_an_event_concerns_whom_the_file_does(place: Path) -> None:
         assert await ear.heard(lambda: (place / "one" / "another").write_text("x")) == set()
         assert await ear.heard((place / "one" / "another").unlink) == set()
         assert await ear.heard(lambda: (place / "one").chmod(0o700)) == {"one"}
-        ear.watch.forget("one")
+        ear.watch.forget(["one"])
         assert await ear.heard(lambda: shared.write_text("y")) == {"two"}
+
+    listening(play)
+
+
+def test_what_has_gone_is_not_kept(place: Path) -> None:
+    async def play(ear: Ear) -> None:
+        for who in range(10):
+            ear.watch.add(who, [str(place / str(who)), str(place / "shared")])
+        ear.watch.forget(range(1, 10))
+        [by_name] = ear.watch._concerned.values()
+        assert by_name == {"0": {0}, "shared": {0}}
+        assert await ear.heard(lambda: (place / "5").write_text("x")) == set()
 
     listening(play)
 

@@ -977,3 +977,26 @@ def test_workers_in_the_group_and_outside_it(runner: Runner, realm: Realm, share
         assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (REFRESHER, GROUP, 0o440)
         assert stat.S_IMODE(os.stat(path.parent).st_mode) == 0o2750
         assert (found.st_mtime_ns, found.st_ino) == (os.stat(path).st_mtime_ns, os.stat(path).st_ino)
+
+
+# --- open files ---
+
+
+@pytest.mark.parametrize(("hard", "told"), [(4096, False), (600, True)])
+def test_the_limit_of_open_files_is_raised_to_what_is_needed(
+    runner: Runner, realm: Realm, place: Path, hard: int, told: bool
+) -> None:
+    """A process with five hundred locks to hold, whose shell allows 64 open files."""
+    count = 500
+    sections = {
+        f"credentials__c{index}": {"principal": realm.principal("etl"), "ccache": place / f"c{index}" / "krb5cc"}
+        for index in range(count)
+    }
+    config = place / "c.toml"
+    keytab = realm.keytab(place / "k", "etl")
+    config.write_text(toml(refresher={"log_format": "json"}, kerberos={"keytab": keytab}, **sections))
+    with refresher(runner, config, realm.env, wrapper=("prlimit", f"--nofile=64:{hard}")) as running:
+        running.logged("published", within=30)
+        limits = Path(f"/proc/{running.process.pid}/limits").read_text()
+        assert re.findall(r"^Max open files +(\d+)", limits, re.MULTILINE) == [str(min(hard, count + 512))]
+        assert bool(running.named("few_descriptors")) == told

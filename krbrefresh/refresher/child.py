@@ -17,6 +17,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..ccache import MAX_SIZE
 from ..errors import REFRESH_REASONS, NotInstalledError, RefreshError
@@ -29,6 +30,7 @@ START_WITHIN = 15.0  # seconds; it takes 40 ms on a machine at rest
 REAP_WITHIN = 1.0
 KEPT_FOR = 5.0  # seconds for which a child waits for work, where another exchange ended that lately before its own
 READY = b"ready\n"
+MOST_REQUESTS = 1000  # that a child serves: what a library may lose at each of them is given back
 _MAX_REPLY = 1 << 20
 _MAX_WORDS = 2000
 
@@ -195,7 +197,8 @@ class Exchanger:
     def __init__(self) -> None:
         self._command = _command()
         self._line = _Line()
-        self._idle: dict[asyncio.subprocess.Process, asyncio.TimerHandle | None] = {}
+        self._idle: dict[asyncio.subprocess.Process, asyncio.TimerHandle] = {}
+        self._served: WeakKeyDictionary[asyncio.subprocess.Process, int] = WeakKeyDictionary()
         self._last = -math.inf
         self._ending: set[asyncio.Task[None]] = set()
 
@@ -242,8 +245,7 @@ class Exchanger:
         """The one that was at work last, which is in the processor's caches."""
         while self._idle:
             child, timer = self._idle.popitem()
-            if timer:
-                timer.cancel()
+            timer.cancel()
             if child.returncode is None:  # nobody has killed it
                 return child
         return None
@@ -252,12 +254,11 @@ class Exchanger:
         """Whether it stays for another request, or is not needed any more."""
         loop = asyncio.get_running_loop()
         before, self._last = self._last, loop.time()
-        if len(self._idle) < self._line.waiting:
-            self._idle[child] = None  # it is taken at once
-        elif self._last - before < KEPT_FOR and len(self._idle) < MOST_CHILDREN:
-            self._idle[child] = loop.call_later(KEPT_FOR, self._has_waited, child)
-        else:
+        self._served[child] = self._served.get(child, 0) + 1
+        frequent = self._last - before < KEPT_FOR and len(self._idle) < MOST_CHILDREN
+        if self._served[child] >= MOST_REQUESTS or not (frequent or len(self._idle) < self._line.waiting):
             return False
+        self._idle[child] = loop.call_later(KEPT_FOR, self._has_waited, child)
         return True
 
     def _has_waited(self, child: asyncio.subprocess.Process) -> None:

@@ -250,9 +250,9 @@ class Credential:
         refused: Iterable[str] = (),
         asked: float | None = None,
     ) -> None:
-        """A token was published; without the tickets of these services, which the KDC has `refused`. It was `asked` for
-        then, or now: a KDC that was held up gives what is left of the life that was asked for, and that can be so little
-        that a second after its arrival would be too late."""
+        """A token was published; without the tickets of these services, which the KDC has `refused`. It was `asked`
+        for then, or now: a KDC that was held up gives what is left of the life that was asked for, and that can be so
+        little that a second after its arrival would be too late."""
         self.token, self.identity = token, identity
         self.generation = token.generation or self.generation
         self.window = self.window_of(token, now)

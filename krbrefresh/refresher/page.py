@@ -70,7 +70,7 @@ HEADERS = (
 
 def render(status: Status) -> str:
     """The page for a status."""
-    credentials = sorted(status.credentials, key=lambda credential: _WORST_FIRST.index(credential.state))
+    credentials = sorted(status.credentials, key=lambda each: (_WORST_FIRST.index(each.state), not each.reason))
     tone, verdict = _verdict(status)
     facts = [
         f"{moment_text(status.now)}",
@@ -118,13 +118,16 @@ def _tokens(count: int) -> str:
 
 
 def _credential(credential: CredentialStatus, now: float) -> str:
-    classes = f"{credential.state}{' failing' if credential.reason else ''}"
     return (
-        f'<article class="{classes}"><h2><span>{_text(credential.name)}</span>'
+        f'<article class="{_classes(credential)}"><h2><span>{_text(credential.name)}</span>'
         f'<span class="state">{_MARKS[credential.state]} {credential.state}</span></h2>'
         f'<p class="whose">{_text(credential.principal)} → {_text(credential.path)}</p>'
         f"{_bar(credential, now)}<dl>{_facts(credential, now)}</dl>{_outcome(credential, now)}</article>"
     )
+
+
+def _classes(credential: CredentialStatus) -> str:
+    return f"{credential.state}{' failing' if credential.reason else ''}"
 
 
 def _rest(credentials: Sequence[CredentialStatus], now: float) -> str:
@@ -135,7 +138,8 @@ def _rest(credentials: Sequence[CredentialStatus], now: float) -> str:
             words.append(_text(each.reason))
         if each.expires_at is not None:
             words.append(f"{'expires' if each.expires_at > now else 'expired'} {_length(each.expires_at, now)}")
-        lines.append(f'<li class="{each.state}">{_text(each.name)} <span class="state">{" · ".join(words)}</span></li>')
+        said = " · ".join(words)
+        lines.append(f'<li class="{_classes(each)}">{_text(each.name)} <span class="state">{said}</span></li>')
     return f'<ul class="rest">{"".join(lines)}</ul>' if lines else ""
 
 

@@ -349,6 +349,7 @@ class Service:
             except Exception as error:  # noqa: BLE001  (no thread, say: a credential that has not begun never would)
                 self._failed(credential, RefreshError("internal", f"{type(error).__name__}: {error}"))
                 await asyncio.sleep(_AFTER_DEFECT)
+        self._hear([credential])
         self._say_status()
 
     async def _begin(self, credentials: list[Credential]) -> None:
@@ -514,8 +515,7 @@ class Service:
         )
         token = Token.parse(data, settings.ccache)  # the workers' reader has to take it, manifest and all
         publish.publish(destination, data, credential.lock)
-        if self._watch:
-            self._watch.add(credential, _heard_from(credential))  # its directory may be a new one
+        self._listen_for(credential)  # its directory may be a new one
         return token, identity(settings.ccache)
 
     def _failed(self, credential: Credential, error: RefreshError, *, partly: bool = False) -> None:
@@ -523,8 +523,10 @@ class Service:
         self._tally.failures[error.reason] += 1
         self._wake.set()  # one that fails is looked at more often
         news = credential.failed_partly(error, self._clock()) if partly else credential.failed(error, self._clock())
-        if isinstance(error, NotAsked | Unbelieved) and error.wait is not None:
+        if isinstance(error, NotAsked) and error.wait is not None:
             credential.due_at = self._clock() + error.wait
+        elif isinstance(error, Unbelieved) and not credential.rejections:
+            credential.due_at = min(credential.due_at, self._clock() + error.wait)
         if news:
             event(
                 logging.ERROR,
@@ -660,12 +662,25 @@ class Service:
                 return
 
     def _note_stuck(self, credential: Credential, until: asyncio.Future[Any]) -> None:
-        """Its file system hangs: nobody looks at it until that is over."""
+        """Its file system hangs: nobody looks at it until that is over, and then somebody has to."""
+
+        def over(_: asyncio.Future[Any]) -> None:
+            self._stuck.discard(credential)
+            self._hear([credential])
+
         self._stuck.add(credential)
-        until.add_done_callback(lambda _: self._stuck.discard(credential))
+        until.add_done_callback(over)
+
+    def _listen_for(self, credential: Credential) -> None:
+        """For a thread. One that has gone in the meantime is not kept for it."""
+        if self._watch:
+            ccache = credential.settings.ccache
+            lock = os.path.join(os.path.dirname(ccache), LOCK_NAME)
+            self._watch.add(credential, [*credential.paths, ccache, lock])
+            if credential.gone:
+                self._watch.forget([credential])
 
     def _see_all(self, looking: Round) -> None:
-        assert self._watch is not None
         while looking.left and not looking.over:
             credential = looking.left.pop()
             if credential in self._looked_at:  # by another look, which may have been too early; or it hangs
@@ -675,7 +690,7 @@ class Service:
             self._looked_at.add(credential)
             try:
                 tries = -1 if credential in self._running else credential.tries
-                self._watch.add(credential, _heard_from(credential))
+                self._listen_for(credential)
                 seen = see(credential, tries, credential.lock)
             finally:
                 self._looked_at.discard(credential)
@@ -744,8 +759,11 @@ class Service:
             elif looking.at:
                 self._note_stuck(looking.at, task)
                 waiting = waiting[: waiting.index(looking.at)]  # the rest, in a second
-            found = bool(looking.free) and (some or not task.done())
-            for credential in looking.free:
+            # One that the thread is still at may become free while this goes on: that is for the next round.
+            at_hand = set(waiting)
+            free = [credential for credential in looking.free if credential in at_hand]
+            found = bool(free) and (some or not task.done())
+            for credential in free:
                 if credential.standby and not credential.gone:
                     event(logging.INFO, "leading", credential=credential.settings.name)
                     credential.lead()
@@ -813,12 +831,13 @@ class Service:
         self._give_each_a_thread(len(credentials))
         _let_open(len(credentials))
         await self._prepare(others, credentials)
-        gone = [credential for credential in self._credentials if credential not in set(credentials)]
+        staying = set(credentials)
+        gone = [credential for credential in self._credentials if credential not in staying]
         for credential in gone:
             credential.gone = True
             self._plan(credential)
-            if self._watch:
-                self._watch.forget(credential)
+        if self._watch:
+            self._watch.forget(gone)
         running = [self._running[credential] for credential in gone if credential in self._running]
         if running:  # what it brings is published under the old settings; a disk that hangs is not waited for
             await asyncio.wait(running, timeout=2 * self._settings.refresher.exchange_deadline)
@@ -896,12 +915,6 @@ def _let_open(credentials: int) -> None:
 def _keys(settings: CredentialSettings) -> tuple[str | None, ...]:
     """Where the keys of its exchanges come from."""
     return settings.keytab, settings.fast_keytab, settings.fast_ccache, settings.method
-
-
-def _heard_from(credential: Credential) -> list[str]:
-    """The files whose change is a reason to look at it."""
-    ccache = credential.settings.ccache
-    return [*credential.paths, ccache, os.path.join(os.path.dirname(ccache), LOCK_NAME)]
 
 
 def _drop(locks: list[Lock]) -> None:

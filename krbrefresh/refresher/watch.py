@@ -64,25 +64,28 @@ class Watch:
     def add(self, who: object, paths: Iterable[str]) -> None:
         """Listens for `who` to what happens to these files, which may not be there; what is listened to already costs
         two system calls. May block as long as the file system does."""
-        if self._inotify is None:
+        inotify = self._inotify
+        if inotify is None:
             return
         for path in paths:
             directory, name = os.path.split(path)
             try:
-                number = self._inotify.add_watch(directory, _EVENTS)
+                number = inotify.add_watch(directory, _EVENTS)
                 # A link can lead to another file by way of its neighbours: a Secret's files all lead through `..data`.
                 name = _ANY if os.path.islink(path) else name
-            except OSError:  # not there, not for us, or the limit of watches: the looks that come anyway have to do
-                continue
+            except (OSError, ValueError):  # not there, not for us, the limit of watches, or closed in the meantime:
+                continue  # the looks that come anyway have to do
             with self._mutex:
                 self._concerned.setdefault(number, {}).setdefault(name, set()).add(who)
 
-    def forget(self, who: object) -> None:
-        """It has gone."""
+    def forget(self, those: Collection[object]) -> None:
+        """They have gone."""
         with self._mutex:
             for by_name in self._concerned.values():
-                for each in by_name.values():
-                    each.discard(who)
+                for name, each in list(by_name.items()):
+                    each.difference_update(those)
+                    if not each:
+                        del by_name[name]
 
     def _read(self) -> None:
         assert self._inotify is not None
