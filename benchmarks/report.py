@@ -27,7 +27,9 @@ LINE = 120
 
 HEAD = """`make bench` measures all of this in one go and writes this section (`RUNS=5` is the default; `QUICK=1` only
 shows that it works). Each peer is the real program; at the end of the section is how it was started. Cells are medians
-with their range; `x` is how many times krbrefresh's it is. **Bold** is the best of a column, where they differ."""
+with their range, of runs one after another or of as many instances at the same time where what happens to them is one
+event (the freezes, shortened tickets, rotation, TERM, the full disk, at rest); `x` is how many times krbrefresh's it
+is. **Bold** is the best of a column, where they differ."""
 
 AllResults = Mapping[str, Mapping[str, Any]]
 
@@ -129,7 +131,7 @@ def _is_best(found: Values, peer: str, column: Column) -> bool:
 
 def _verdict(found: Values, columns: list[Column]) -> str:
     """In what krbrefresh is behind, and whom; and who is level in everything."""
-    peers = [peer for peer in _peers(found) if not peer.startswith(OURS)]
+    peers = [peer for peer in _peers(found) if peer != OURS]
     behind = []
     level = set(peers)
     for column in columns:

@@ -40,7 +40,9 @@ TABLES = (
         that are spread over an interval, so that the freezes hit each at another point. The KDC is stopped
         (SIGSTOP) for 30 s, later for 60 s, which is half of a ticket's life. A program that ends is started again
         after one second: to these tickets that is what five minutes, the longest that a kubelet waits, are to ten
-        hours. Seconds without a valid token, sampled 50 times a second.""",
+        hours. A window of a third of the life does not bridge a freeze of half of it: whether a token lives
+        through that depends on its age when it begins, for krbrefresh as for the others. Seconds without a
+        valid token, sampled 50 times a second.""",
         (
             Column("invalid, healthy", "KDC up, s", 1, mean=True),
             Column("invalid, short freeze", "30 s freeze and after, s", 1, mean=True),
@@ -95,7 +97,7 @@ TABLES = (
             Column("kills", "kills in a run", 0, less=None),
             Column("token destroyed", "token destroyed, % of kills", 1, mean=True),
             Column("tickets left beside it", "live tickets left, per 100 kills", 0, mean=True),
-            Column("tickets there after the next start", "still there after the next start", 0, mean=True),
+            Column("tickets there after the next start", "still there after the next start, per 100", 0, mean=True),
         ),
     ),
     Table(
@@ -125,7 +127,7 @@ TABLES = (
         """**Reckoned, not measured**: krbrefresh's by its own policy with random numbers, the peers' by the schedule
         that their manual or code has, at their defaults (`reinit_frequency` 3600, `-K 10`, an hour for loops and
         sidecars). Longer intervals would make fewer exchanges and leave less time for retries; the bursts would
-        be the same, since nobody but krbrefresh spreads them.""",
+        be the same where nobody spreads them.""",
         (
             Column("exchanges", "AS exchanges an hour", 0, ratio=True),
             Column("largest burst in a second", "most in a second", 0, ratio=True),
@@ -137,7 +139,9 @@ TABLES = (
         "What the KDC hears, measured with short tickets",
         """{count} tokens of {life} s that were started together, counted in the KDC's log for {seconds:.0f} s from
         when all were there. krbrefresh refreshes in the first 30 % of the last third, so it has 12 s here to
-        spread over, and an hour with tickets of ten.""",
+        spread over, and an hour with tickets of ten. k5start looks once a minute, at most, and these tickets are so
+        short for it that it refreshes at every look; with tickets of ten hours it makes fewer exchanges than
+        krbrefresh (the table before this one).""",
         (
             Column("exchanges per token and life", "exchanges per token and ticket life", 2, ratio=True),
             Column("largest burst", "most in one second", 0, ratio=True),
@@ -154,7 +158,9 @@ TABLES = (
         "idle",
         "At rest, with one credential",
         """Memory of the program and what it has started: private is what ending it would free (USS), proportional
-        has its share of what it shares (PSS). Wake-ups are voluntary context switches of all threads, over
+        has its share of what it shares (PSS). All instances of all peers are there at the same time, and what they
+        share with others of their kind counts as no one's in the first and in parts in the second. Wake-ups
+        are voluntary context switches of all threads, over
         {seconds:.0f} s. libgssapi works inside the worker and has no process of its own.""",
         (
             Column("private", "private, MiB", 1, ratio=True),

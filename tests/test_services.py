@@ -12,7 +12,7 @@ import pytest
 from krbrefresh import ccache
 from krbrefresh.ccache import Principal
 from krbrefresh.errors import RefreshError
-from krbrefresh.refresher import values
+from krbrefresh.refresher import service, values
 from krbrefresh.refresher.child import Exchanged, Exchanger
 from krbrefresh.refresher.credential import Credential
 from krbrefresh.refresher.settings import CredentialSettings
@@ -186,3 +186,21 @@ def test_a_generation_that_no_clock_can_have_made_is_not_believed() -> None:
     life = Credential(settings, exchange_deadline=15.0)
     assert life.next_generation(NOW, (1 << 63) - 2) == NOW
     assert life.next_generation(NOW, int(NOW) + 86400) == NOW + 86401
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "words"),
+    [
+        ({"client": Principal.parse("root@EXAMPLE.COM")}, "internal", "the token of root@EXAMPLE.COM"),
+        ({"server": Principal.parse(NEAR)}, "internal", "no TGT"),
+        ({"endtime": int(NOW) - 1}, "clock_skew", "had ended when it arrived"),
+    ],
+)
+def test_a_ccache_that_is_whole_and_wrong_is_not_published(how: dict[str, Any], reason: str, words: str) -> None:
+    life = Credential(CredentialSettings(principal="etl@EXAMPLE.COM", keytab="/k", ccache="/c"), exchange_deadline=15.0)
+    good = {"authtime": int(NOW) - 60, "endtime": int(NOW) + 3600}
+    assert service._check(Exchanged(ccache_bytes(ticket(**good))), life, NOW)
+    made = ticket(**{**good, **how})
+    with pytest.raises(RefreshError, match=words) as told:
+        service._check(Exchanged(ccache_bytes(made, principal=made.client)), life, NOW)
+    assert told.value.reason == reason

@@ -57,7 +57,7 @@ def run(bench: Bench, scale: Scale) -> None:
             bench.results.add(name, index, "kills", kills, "")
             bench.results.add(name, index, "token destroyed", 100 * bad / kills, "% of kills")
             bench.results.add(name, index, "tickets left beside it", 100 * left / kills, "per 100 kills")
-            bench.results.add(name, index, "tickets there after the next start", still, "")
+            bench.results.add(name, index, "tickets there after the next start", 100 * still / kills, "per 100 kills")
 
 
 def _kill_in_a_write(running: Running, dice: random.Random) -> None:
