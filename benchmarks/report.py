@@ -131,7 +131,7 @@ def _is_best(found: Values, peer: str, column: Column) -> bool:
 
 def _verdict(found: Values, columns: list[Column]) -> str:
     """In what krbrefresh is behind, and whom; and who is level in everything."""
-    peers = [peer for peer in _peers(found) if peer != OURS]
+    peers = [peer for peer in _peers(found) if not peer.startswith(OURS)]
     behind = []
     level = set(peers)
     for column in columns:

@@ -205,7 +205,7 @@ def page(result: dict[str, Any]) -> str:
     for each in result["verdict"]:
         lines.append(f"| {each['claim']} | {'yes' if each['passed'] else '**no**'} | {each['figure']} |")
     bad = [finding for finding in judged["findings"] if finding["word"] == UNEXCUSED]
-    for finding in bad[:10]:
+    for finding in bad[:3]:
         lines += ["", f"`{json.dumps(finding)}`"]
     return "\n".join([*lines, ""])
 
