@@ -180,7 +180,8 @@ def _client(result: Mapping[str, Any]) -> str:
         for what, peer, theirs, ours in rivals
         if compare(centre(found[peer, theirs]), centre(found[OURS, ours])) < 0
     ]
-    lines += [_fold(f"**Ahead of krbrefresh**: {', '.join(behind)}."), ""]
+    said = f"**Ahead of krbrefresh**: {', '.join(behind)}." if behind else "Nobody is ahead of krbrefresh here."
+    lines += [_fold(said), ""]
     return "\n".join(lines)
 
 

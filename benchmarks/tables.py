@@ -77,8 +77,8 @@ TABLES = (
         "torn",
         "Reading while it is rewritten",
         """Two processes parse the ccache without a rest while the peer rewrites it as fast as it can be made to (3 s
-        a run). Rewrites are those that were seen; airflow rests a second, and libgssapi rewrites at half of a
-        ticket's two seconds.""",
+        a run). Rewrites are changes of the file that were seen, several for each token where it is rewritten in
+        place; airflow rests a second, and libgssapi's worker, whose tickets live two, asks without a rest.""",
         (
             Column("rewrites", "rewrites", 0, less=None),
             Column("reads", "reads", 0, less=None),

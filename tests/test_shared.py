@@ -15,12 +15,13 @@ import pytest
 
 import krbrefresh
 from krbrefresh.errors import RefreshError
-from krbrefresh.refresher.account import Account, NotAsked
+from krbrefresh.refresher.account import Account, NotAsked, Unbelieved
 from krbrefresh.refresher.child import Exchanged
 from krbrefresh.refresher.credential import Credential
 from krbrefresh.refresher.lock import Lock
 from krbrefresh.refresher.service import Service
 from krbrefresh.refresher.settings import CredentialSettings
+from krbrefresh.refresher.status import Tally
 from tests.faults import LISTENING, Http, Hung, as_answers, kdc_comes_back, kdc_dies, keytab_bytes
 from tests.processes import Runner, krbrefresh_command, refresher
 from tests.support import Realm, eventually, program
@@ -203,6 +204,24 @@ def test_an_answer_that_is_not_believed_is_asked_for_again_soon_however_long_the
         running.process.send_signal(signal.SIGUSR1)
         *_, not_believed, refused = running.logged("refresh_failed", count=6)
         assert (not_believed["reason"], refused["reason"]) == ("kdc_timeout", "key_rejected")
+
+
+def test_what_is_not_believed_is_asked_for_no_later_than_otherwise_and_never_before_a_refusals_time() -> None:
+    service = Service.__new__(Service)
+    now = 1_000_000.0
+    service._clock, service._credentials, service._tally = lambda: now, [], Tally()
+    service._wake, service._lead = asyncio.Event(), service._clock_lead()
+
+    def due_in(**state: int) -> float:
+        settings = CredentialSettings(principal="etl@R", keytab="/k", ccache="/c")
+        credential = Credential(settings, exchange_deadline=15, chance=lambda: 0.99)
+        vars(credential).update(state)
+        service._failed(credential, Unbelieved("kdc_timeout", "no"))
+        return credential.due_at - now
+
+    assert due_in(failures=0) <= 1
+    assert due_in(failures=8) == Unbelieved.wait
+    assert due_in(failures=8, rejections=1) >= 300
 
 
 def test_credentials_of_one_account_have_one_such_answer_between_them() -> None:
