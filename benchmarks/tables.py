@@ -117,8 +117,8 @@ TABLES = (
         waits for `kinit` or `sleep` before it would. {patience:.0f} s: it had not ended by then. A kubelet kills
         after 30.""",
         (
-            Column("to the end, as a process", "as a process, s", 2, ratio=True),
-            Column("to the end, as pid 1", "as pid 1, s", 2, ratio=True),
+            Column("to the end, as a process", "as a process, s", 3, ratio=True),
+            Column("to the end, as pid 1", "as pid 1, s", 3, ratio=True),
         ),
     ),
     Table(
