@@ -112,6 +112,19 @@ def test_renewable_and_forwardable_as_asked(realm: Realm, place: Path) -> None:
     assert plain.renew_until is None
 
 
+def test_a_kdc_that_caps_the_lifetime_makes_the_ticket_renewable_until_what_was_asked_for(
+    realm: Realm, place: Path
+) -> None:
+    """RENEWABLE-OK (RFC 4120, section 5.4.1), which libkrb5 sets of itself."""
+    realm.kadmin(f"modprinc -maxrenewlife '7 days' krbtgt/{realm.name}")
+    keytab = realm.keytab(place / "k", "capped", maxlife="1 hour", maxrenewlife="7 days")
+    token = Token.parse(exchange(settings(realm.principal("capped"), keytab, lifetime=36000.0)))
+    assert token.expires - token.starts == pytest.approx(3600, abs=2)
+    assert TicketFlags.RENEWABLE in token.flags
+    assert token.renew_until is not None
+    assert token.renew_until.timestamp() == pytest.approx(token.starts + 36000, abs=2)
+
+
 def test_a_principal_without_a_realm_gets_the_default_realm(keytab: Path, etl: str) -> None:
     assert Token.parse(exchange(settings("etl", keytab))).principal == etl
 
