@@ -27,7 +27,7 @@ def main() -> int:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
     chosen = options.scenarios or NAMES
     for name in [name for name in chosen if scenario(name).ROOT and os.geteuid() != 0]:
-        say(f"{name}: needs root, and is left out")
+        say(f"{name}: needs root, and is left out; its table stays that of an earlier run")
         chosen = [other for other in chosen if other != name]
     if len(chosen) == 1:
         measure(chosen[0], Scale(options.runs, options.quick), options.results)
