@@ -436,6 +436,22 @@ def test_a_new_keytab_is_tried_at_once_also_while_all_is_well(
 
 
 @pytest.mark.usefixtures("krb5_env")
+def test_an_event_at_the_moment_of_the_end_holds_it_up_by_nothing(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[float] = []
+
+    async def scenario(service: Service, logged: Logged) -> None:
+        await logged.wait("published")
+        service._wake.set()  # as an event does
+        service.stop()
+        ended.append(time.monotonic())
+
+    played(configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl")), monkeypatch, scenario)
+    assert time.monotonic() - ended[0] < 2
+
+
+@pytest.mark.usefixtures("krb5_env")
 def test_a_window_of_more_than_half_the_life_is_cut_and_told(
     realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import functools
 import logging
 import math
@@ -576,7 +575,7 @@ class Service:
         assert self._watch is not None
         idle = policy.IDLE_LOOK_EVERY if self._watch.works else policy.DEAF_LOOK_EVERY
         all_at = heard_at = some_at = -math.inf
-        while not self._stopping.is_set():  # wait_for can lose a cancellation (Python before 3.12)
+        while True:
             now = time.monotonic()
             look_at: list[Credential] | None = None
             may_hear = now >= heard_at + _LOOKS_APART
@@ -601,8 +600,12 @@ class Service:
                 until = min(until, heard_at + _LOOKS_APART)
             if self._impatient():
                 until = min(until, some_at + policy.LOOK_EVERY)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), max(0.0, until - time.monotonic()))
+            # No wait_for: before Python 3.12 it loses a cancellation that comes together with what it waits for.
+            alarm = asyncio.get_running_loop().call_later(max(0.0, until - time.monotonic()), self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                alarm.cancel()
 
     def _impatient(self) -> bool:
         stop_path = self._settings.refresher.stop_path
