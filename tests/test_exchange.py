@@ -557,10 +557,26 @@ def test_a_child_that_misbehaves_is_an_internal_failure(
     before = children_of(os.getpid())
     if code == "input()":
         monkeypatch.setattr(child, "START_WITHIN", 0.3)
+    began = time.monotonic()
     with pytest.raises(RefreshError, match=re.escape(words)) as caught:
         asyncio.run(one())
+    assert time.monotonic() - began < 10  # at once: the deadline is 15 s
     assert caught.value.reason == "internal"
     assert children_of(os.getpid()) == before
+
+
+def test_a_childs_words_are_cut_and_its_word_for_other_files_is_not_taken() -> None:
+    files = {path: [1, 2, 3, 4] for path in ("/etc/krb5.keytab", "/etc/shadow")}
+    words = "x" * 100_000
+    reply = {"reason": "kdc_timeout", "message": words, "hint": words, "files": files}
+    outcome = child._outcome(reply, b"", ["/etc/krb5.keytab"])
+    assert outcome.error
+    assert len(str(outcome.error)) <= 2000
+    assert len(outcome.error.hint or "") == 2000
+    assert list(outcome.files) == ["/etc/krb5.keytab"]
+    refused = [{"service": "HTTP/web", "reason": "service_unknown", "message": words}]
+    outcome = child._outcome({"size": 0, "method": "keytab", "refused": refused}, b"", [])
+    assert len(str(outcome.refused["HTTP/web"])) <= 2000
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\x6b\x82\x02\x00\x30", b"\x7e"])

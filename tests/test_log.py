@@ -91,7 +91,7 @@ def test_a_failure_has_all_that_is_needed_to_act(
 
 
 def test_nothing_secret_is_in_it(runner: Runner, realm: Realm, place: Path, write: Callable[..., Path]) -> None:
-    """Neither the keytab's keys nor the ticket's, in any form a line could have."""
+    """Neither the keytab's keys nor the ticket's, in any form a line, an argument or the environment could have."""
     config = write()
     with refresher(runner, config, realm.env) as running:
         running.logged("published")
@@ -99,8 +99,11 @@ def test_nothing_secret_is_in_it(runner: Runner, realm: Realm, place: Path, writ
         (place / "k").write_bytes((place / "k").read_bytes()[:20])  # torn
         running.process.send_signal(signal.SIGUSR1)
         running.logged("refresh_failed", within=10)
+        proc = Path("/proc", str(running.process.pid))
+        text = proc.joinpath("environ").read_bytes().decode(errors="replace")
+        text += proc.joinpath("cmdline").read_bytes().decode(errors="replace")
         running.stop()
-        text = running.text
+        text += running.text
     listed = subprocess.run(
         ["klist", "-K", "-k", str(realm.keytab(place / "whole", "etl"))],
         env=realm.env,

@@ -246,6 +246,16 @@ def test_a_generation_only_grows_whatever_the_clock_does() -> None:
     assert life.next_generation(NOW, int(NOW) + 9000) == NOW + 9001  # somebody else has published since
 
 
+def test_a_token_that_vanishes_ever_again_is_made_anew_within_a_minute() -> None:
+    life = credential()
+    waits = []
+    for _ in range(8):
+        life.succeeded(token_for(life, NOW, 3600), NOW)
+        life.lost(NOW)
+        waits.append(max(0.0, life.due_at - NOW))
+    assert waits == [0, 2, 4, 8, 16, 32, 60, 60]
+
+
 def test_a_token_that_vanishes_while_the_tries_fail_does_not_put_off_the_next_one() -> None:
     life = credential()
     for _ in range(4):
