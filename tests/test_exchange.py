@@ -527,9 +527,9 @@ def test_the_parent_never_opens_the_keytab_and_no_ticket_touches_a_scratch_file(
 @pytest.mark.parametrize(
     ("code", "words"),
     [
-        ("raise SystemExit(3)", "ended with status 3 and no reply"),
-        ("import os; os.kill(os.getpid(), 9)", "ended with status -9 and no reply"),
-        ("print('ready', flush=True); raise SystemExit(4)", "ended with status 4 and no reply"),
+        ("raise SystemExit(3)", "ended with status 3 without a reply"),
+        ("import os; os.kill(os.getpid(), 9)", "ended with status -9 without a reply"),
+        ("print('ready', flush=True); raise SystemExit(4)", "ended with status 4 without a reply"),
         ("print('ready', flush=True); input(); print('nonsense')", "replied 'no line of JSON'"),
         ("print('ready', flush=True); input(); print('[1]', flush=True); input()", "replied [1]"),
         ("print('ready', flush=True); input(); print('{\"size\": -1}', flush=True); input()", "replied {'size': -1}"),
@@ -538,8 +538,9 @@ def test_the_parent_never_opens_the_keytab_and_no_ticket_touches_a_scratch_file(
         ("print('ready', flush=True); input()\nwhile 1: print('x' * 65536, end='')", "replied 'no line of JSON'"),
         ("print('ready', flush=True); input(); print('{\"size\": 0}', flush=True); input()", "replied {'size': 0}"),
         ("print('ready', flush=True); input(); print('{\"files\": 1}', flush=True); input()", "replied {'files': 1}"),
-        ("print('ready', flush=True); input(); print('{\"size\": 99}')", "ended with status 0 and no reply"),
+        ("print('ready', flush=True); input(); print('{\"size\": 99}')", "ended with status 0 without a reply"),
         ("print('ready', flush=True); input(); print('{\"reason\": \"x\"}')", "replied {'reason': 'x'}"),
+        ("import os; print('ready', flush=True); input(); os.close(1); input()", "hung up without a reply"),
         ("input()", "was not ready after 0 s"),
     ],
 )

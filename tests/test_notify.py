@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -17,6 +18,8 @@ from typing import Any
 import pytest
 
 from krbrefresh.refresher.notify import Notifier
+from tests.processes import Runner, refresher, toml
+from tests.support import Realm
 
 
 class Manager:
@@ -198,3 +201,35 @@ def test_the_watchdog_is_fed_twice_in_its_time(
         environ["WATCHDOG_PID"] = str(os.getpid()) if pid == "own" else pid
     assert make(environ).watchdog_interval == interval
     assert environ == {}
+
+
+def test_what_a_manager_hears_of_run(runner: Runner, realm: Realm, place: Path) -> None:
+    """From its start to its end; and of many credentials that are done one after the other, a line now and then."""
+    count = 40
+    keytab, config = realm.keytab(place / "k", "etl"), place / "krbrefresh.toml"
+    sections = {
+        f"credentials__c{index}": {"principal": realm.principal("etl"), "ccache": place / f"c{index}" / "krb5cc"}
+        for index in range(count)
+    }
+    config.write_text(toml(refresher={"log_format": "json"}, kerberos={"keytab": keytab}, **sections))
+    manager = Manager(str(place / "notify"))
+    told: list[str] = []
+
+    def until(last: str) -> list[str]:
+        told.clear()
+        deadline = time.monotonic() + 30
+        while last not in told:
+            assert time.monotonic() < deadline, (last, told)
+            told.extend(manager.heard())
+        return told
+
+    environ = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "1000000"}
+    with contextlib.closing(manager.socket), refresher(runner, config, {**realm.env, **environ}) as running:
+        assert "READY=1" in until(f"STATUS={count} valid")
+        assert len([line for line in told if line.startswith("STATUS=")]) < count / 2
+        until("WATCHDOG=1")
+        running.process.send_signal(signal.SIGHUP)
+        assert "RELOADING=1" in until("READY=1")
+        running.process.terminate()
+        until("STOPPING=1")
+        running.stop()

@@ -687,6 +687,18 @@ def test_term_ends_it_within_a_second(runner: Runner, realm: Realm, place: Path,
         assert (place / "token" / "krb5cc").read_bytes() == token
 
 
+def test_term_ends_children_that_wait_for_work(runner: Runner, realm: Realm, place: Path) -> None:
+    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
+    with refresher(runner, config, realm.env) as running:
+        for count in (1, 2):  # where one exchange follows another, its child is kept for a third
+            running.logged("published", count=count)
+            running.process.send_signal(signal.SIGUSR1)
+        running.logged("published", count=3)
+        (child,) = children_of(running.process.pid)
+        assert running.stop() < 1
+        assert not Path(f"/proc/{child}").exists()
+
+
 def test_term_ends_it_within_a_second_while_the_kdc_hangs(runner: Runner, realm: Realm, place: Path) -> None:
     config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
     with SilentKdc() as kdc:

@@ -315,7 +315,8 @@ async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) 
             raise _nonsense(reply)
         return reply, await child.stdout.readexactly(size)
     except (OSError, EOFError):  # IncompleteReadError is one of the latter
-        await child.wait()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(child.wait(), REAP_WITHIN)
         raise _ended(child) from None
     except (ValueError, RecursionError):  # no JSON, or a line that is longer than the stream's limit
         raise _nonsense("no line of JSON") from None
@@ -359,9 +360,10 @@ def _not_started(error: OSError) -> RefreshError:
 
 
 def _ended(child: asyncio.subprocess.Process) -> RefreshError:
+    how = "hung up" if child.returncode is None else f"ended with status {child.returncode}"
     return RefreshError(
         "internal",
-        f"the exchange's child process ended with status {child.returncode} and no reply",
+        f"the exchange's child process {how} without a reply",
         hint="its standard error, in this log, may say why; a negative status is the signal that ended it",
     )
 
