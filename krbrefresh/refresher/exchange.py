@@ -97,7 +97,7 @@ _UNREACHABLE = frozenset(
 
 # What libkrb5 says of an answer that is none: its ASN.1 decoder's numbers (asn1_err.et), KRB_AP_ERR_MSG_TYPE, and
 # KRB5_KDCREP_MODIFIED, an answer to something else.
-_NO_ANSWER = frozenset((*range(1859794432, 1859794444), _BASE + 40, _BASE + 147))
+_NO_ANSWER = frozenset((*range(1859794432, 1859794446), _BASE + 40, _BASE + 147))
 _NO_ANSWER_HINT = (
     "what came from the KDC's address does not answer what was asked: a packet that was damaged or cut on the way, or "
     "something else that listens there. Compare a capture of the KDC's port on both sides"
