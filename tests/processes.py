@@ -47,6 +47,17 @@ def toml(**sections: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def crowded(place: Path, keytab: Path, principal: str, count: int) -> Path:
+    """A configuration for so many credentials of one principal, each with a token directory of its own in `place`."""
+    config = place / "crowded.toml"
+    sections = {
+        f"credentials__c{index}": {"principal": principal, "ccache": place / f"c{index}" / "krb5cc"}
+        for index in range(count)
+    }
+    config.write_text(toml(refresher={"log_format": "json"}, kerberos={"keytab": keytab}, **sections))
+    return config
+
+
 class Refresher:
     """A running `krbrefresh run`, and what it has logged."""
 

@@ -22,7 +22,7 @@ from krbrefresh.refresher.layout import Destination
 from krbrefresh.refresher.lock import LOCK_NAME, Lock
 from krbrefresh.refresher.publish import is_held_elsewhere, prepare, publish
 from krbrefresh.refresher.service import _LOCKS_AT_ONCE
-from tests.processes import GROUP, REFRESHER, WORKER, Runner, krbrefresh_command, refresher, toml
+from tests.processes import GROUP, REFRESHER, WORKER, Runner, crowded, krbrefresh_command, refresher, toml
 from tests.support import Realm, eventually
 from tests.test_publish import destination, sealed
 
@@ -209,15 +209,10 @@ def test_the_second_stands_by_and_takes_over_when_the_first_is_killed(
 
 
 def test_of_many_locks_the_first_that_is_found_free_makes_it_look_at_all(
-    runner: Runner, realm: Realm, place: Path, configured: Callable[..., Path]
+    runner: Runner, realm: Realm, place: Path
 ) -> None:
-    config = configured("a")
     count = 3 * _LOCKS_AT_ONCE + 50
-    sections = {
-        f"credentials__c{index}": {"principal": realm.principal("etl"), "ccache": place / f"c{index}" / "krb5cc"}
-        for index in range(count)
-    }
-    config.write_text(toml(refresher={"log_format": "json"}, kerberos={"keytab": place / "k"}, **sections))
+    config = crowded(place, realm.keytab(place / "k", "etl"), realm.principal("etl"), count)
     with contextlib.ExitStack() as stack:
         leader = stack.enter_context(refresher(runner, config, realm.env))
         leader.logged("published", count=count, within=60)

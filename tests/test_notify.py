@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from krbrefresh.refresher.notify import Notifier
-from tests.processes import Runner, refresher, toml
+from tests.processes import Runner, crowded, refresher
 from tests.support import Realm
 
 
@@ -206,12 +206,7 @@ def test_the_watchdog_is_fed_twice_in_its_time(
 def test_what_a_manager_hears_of_run(runner: Runner, realm: Realm, place: Path) -> None:
     """From its start to its end; and of many credentials that are done one after the other, a line now and then."""
     count = 40
-    keytab, config = realm.keytab(place / "k", "etl"), place / "krbrefresh.toml"
-    sections = {
-        f"credentials__c{index}": {"principal": realm.principal("etl"), "ccache": place / f"c{index}" / "krb5cc"}
-        for index in range(count)
-    }
-    config.write_text(toml(refresher={"log_format": "json"}, kerberos={"keytab": keytab}, **sections))
+    config = crowded(place, realm.keytab(place / "k", "etl"), realm.principal("etl"), count)
     manager = Manager(str(place / "notify"))
     told: list[str] = []
 

@@ -40,6 +40,7 @@ from tests.processes import (
     WORKER,
     Runner,
     children_of,
+    crowded,
     end,
     faked_clock,
     krbrefresh_command,
@@ -1016,13 +1017,7 @@ def test_the_limit_of_open_files_is_raised_to_what_is_needed(
 ) -> None:
     """A process with five hundred locks to hold, whose shell allows 64 open files."""
     count = 500
-    sections = {
-        f"credentials__c{index}": {"principal": realm.principal("etl"), "ccache": place / f"c{index}" / "krb5cc"}
-        for index in range(count)
-    }
-    config = place / "c.toml"
-    keytab = realm.keytab(place / "k", "etl")
-    config.write_text(toml(refresher={"log_format": "json"}, kerberos={"keytab": keytab}, **sections))
+    config = crowded(place, realm.keytab(place / "k", "etl"), realm.principal("etl"), count)
     with refresher(runner, config, realm.env, wrapper=("prlimit", f"--nofile=64:{hard}")) as running:
         running.logged("published", within=30)
         limits = Path(f"/proc/{running.process.pid}/limits").read_text()
