@@ -437,6 +437,21 @@ def test_a_new_keytab_is_tried_at_once_also_while_all_is_well(
 
 
 @pytest.mark.usefixtures("krb5_env")
+def test_an_error_that_stays_keeps_none_of_what_it_came_through(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its frames would hold tickets, a signing key, and one another: an hour of outages had left 2 MiB of that."""
+
+    async def scenario(service: Service, logged: Logged) -> None:
+        await logged.wait("refresh_failed")
+        error = service._credentials[0].error
+        assert error
+        assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
+
+    played(configured(place, "nobody@NOWHERE.TEST", realm.keytab(place / "k", "etl")), monkeypatch, scenario)
+
+
+@pytest.mark.usefixtures("krb5_env")
 def test_an_event_at_the_moment_of_the_end_holds_it_up_by_nothing(
     realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

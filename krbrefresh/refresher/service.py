@@ -518,6 +518,8 @@ class Service:
         return token, identity(settings.ccache)
 
     def _failed(self, credential: Credential, error: RefreshError, *, partly: bool = False) -> None:
+        # It is kept, and would keep the frames that it came through: tickets, a signing key, and rings of garbage.
+        error.__traceback__ = error.__context__ = None
         self._mind_the_clock()
         self._tally.failures[error.reason] += 1
         self._wake.set()  # one that fails is looked at more often

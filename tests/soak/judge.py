@@ -250,6 +250,10 @@ def slope(series: Iterable[Series], apart: float) -> float | None:
 
 def growth(series: Sequence[Series], apart: float) -> float | None:
     """How much it grew over the longest of these lives, by the slope; None where none was long enough."""
-    longest = max((each.points[-1][0] - each.points[0][0] for each in series if each.points), default=0.0)
     found = slope(series, apart)
-    return None if found is None else found * longest / 3600
+    return None if found is None else found * longest(series) / 3600
+
+
+def longest(series: Sequence[Series]) -> float:
+    """Of these lives, in seconds."""
+    return max((each.points[-1][0] - each.points[0][0] for each in series if each.points), default=0.0)

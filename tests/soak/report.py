@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from tests.soak.judge import EXCUSED, SLOW_START, STARVED, UNEXCUSED, Series, growth, slope
+from tests.soak.judge import EXCUSED, SLOW_START, STARVED, UNEXCUSED, Series, growth, longest, slope
 from tests.soak.measure import FIGURES
 from tests.soak.world import PAIR, VETERAN
 
@@ -24,7 +24,7 @@ TERM_WITHIN = 1.0  # seconds, on a machine that has a processor for it
 # Of threads: those that wait for disks are started when more of them are needed than there are, up to two for each
 # credential and eight, and stay (service.py); at its start a refresher has a few.
 MOST_GROWTH = {"private": 2048.0, "rss": 3072.0, "descriptors": 1.0, "threads": 1.0, "children": 1.0}
-SHORT = 1200.0  # seconds; in a run that is shorter, what a process takes at its start is a good part of it
+SHORT = 1200.0  # seconds; in a run or a life that is shorter, what a process takes at its start is a good part of it
 UNITS = {"private": "KiB", "rss": "KiB", "pss": "KiB"}
 WORDS = {"private": "private memory", "rss": "resident memory"}
 WORKER = (*FIGURES, "children")  # what the numbers of a worker are
@@ -39,9 +39,9 @@ def warm_up(result: dict[str, Any]) -> float:
 
 
 def lives(result: dict[str, Any], names: Iterable[str], figure: str) -> list[Series]:
-    """That figure of these refreshers, without their warm-up: life by life, and standing by and leading apart, since
-    who leads has a lock and a child or two for each credential."""
-    found: dict[tuple[str, int, bool], list[tuple[float, float]]] = {}
+    """That figure of these refreshers, without their warm-up: life by life, and by how many credentials it leads, since
+    who leads has a lock for each and a child or two; of a volume that was emptied each of two may get some."""
+    found: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for sample in result["samples"]:
         for name in names:
             if name in sample["refreshers"]:
@@ -117,10 +117,12 @@ def verdict(result: dict[str, Any]) -> list[dict[str, Any]]:
     back = [each for each in result["backwards"] if not any(0 <= each["at"] - at <= 15 for at in result["emptied_at"])]
     claim("no older generation after a newer one, but after the volume was emptied", not back, len(back))
     for figure, bound in MOST_GROWTH.items():
-        most = bound
-        if result["seconds"] < SHORT:
-            most = 2 * bound if figure in UNITS else bound + 2 * result["credentials"] if figure == "threads" else bound
         for who, series in groups(result, figure).items():
+            most = bound
+            if result["seconds"] < SHORT and figure in UNITS:
+                most = 2 * bound
+            if figure == "threads" and longest(series) < SHORT:
+                most = bound + 2 * result["credentials"]
             grown, unit = growth(series, apart(result)), UNITS.get(figure, "")
             words = f"{who}: less than {most:g}{unit and ' ' + unit} more {WORDS.get(figure, figure)}"
             claim(words, grown is None or grown < most, _shown(grown))

@@ -82,7 +82,7 @@ class Sampler:
                 times = {"spent": round(measure.spent(pid), 2), "waited": round(measure.waited(pid), 2)}
                 sample["refreshers"][name] = {
                     "life": life,
-                    "leads": each.led > 0,
+                    "leads": each.led,
                     **figures,
                     "children": len(children),
                     **times,
