@@ -71,6 +71,10 @@ def test_attempts_that_are_too_close_are_seen(place: Path) -> None:
     with pytest.raises(AssertionError, match=r"2 within 0\.400 s, with a proof"):
         judged(place, [*one_exchange, (10.4, False), (10.41, True)])
     judged(place, [*one_exchange, (10.4, False), (10.41, True)], hurried=10.2)  # USR1 came in between
+    slow_exchange = [(10.0, False), (11.0, True)]  # in the middle of which USR1 asks for another
+    judged(place, [*slow_exchange, (11.02, False), (11.03, True)], hurried=10.01)
+    with pytest.raises(AssertionError, match=r"2 within 0\.030 s, with a proof"):
+        judged(place, [*slow_exchange, (11.02, False), (11.03, True)], hurried=9.5)
     with pytest.raises(AssertionError, match=r"3 within 0\.500 s, without a proof"):
         judged(place, [(10.0, False), (10.2, False), (10.5, False)])
 

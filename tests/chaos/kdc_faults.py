@@ -459,7 +459,9 @@ class InBadWeather:
                 self.seen["attempts" if proves else "requests without a proof"] += len(some)
                 for index in range(most, len(some)):
                     first, last = some[index - most].at, some[index].at
-                    if any(first - EARLY - self.slowest <= moment <= last for moment in self.hurried):
+                    # A USR1 during an exchange asks for another one after it.
+                    began = max((each.at for each in asked if not each.proves and each.at <= first), default=first)
+                    if any(began - EARLY - self.slowest <= moment <= last for moment in self.hurried):
                         continue
                     if any(first <= each.at < last and each.deed in MISLEADING for each in asked):
                         continue  # it may be the same exchange
