@@ -115,10 +115,10 @@ TABLES = (
         """In the middle of an exchange with a KDC that is stopped. As a process among others, and as the first
         process of a container (pid 1), where a signal that a program does not handle does nothing, and a shell
         waits for `kinit` or `sleep` before it would. {patience:.0f} s: it had not ended by then. A kubelet kills
-        after 30. Left behind are processes of one that ended at once that live on without it.""",
+        after 30. Left behind are children that live on without it.""",
         (
             Column("to the end, as a process", "as a process, s", 3, ratio=True),
-            Column("left behind, as a process", "left behind", 0),
+            Column("left behind", "left behind", 0),
             Column("to the end, as pid 1", "as pid 1, s", 3, ratio=True),
         ),
     ),

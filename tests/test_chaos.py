@@ -56,7 +56,7 @@ def test_the_observers_see_it(place: Path, what: str) -> None:
         observers.close()
 
 
-def judged(place: Path, asked: list[tuple[float, bool]], *, hurried: float = 0.0) -> InBadWeather:
+def judged(place: Path, asked: list[tuple[float, bool]], *, hurried: float = -1000.0) -> InBadWeather:
     """What is judged of one credential's requests, each with its moment and whether it had a proof."""
     name = "p000@EXAMPLE.COM"
     weather = InBadWeather(World(Realm.__new__(Realm), place, [name]), place, 0, [name])
@@ -71,10 +71,14 @@ def test_attempts_that_are_too_close_are_seen(place: Path) -> None:
     with pytest.raises(AssertionError, match=r"2 within 0\.400 s, with a proof"):
         judged(place, [*one_exchange, (10.4, False), (10.41, True)])
     judged(place, [*one_exchange, (10.4, False), (10.41, True)], hurried=10.2)  # USR1 came in between
-    slow_exchange = [(10.0, False), (11.0, True)]  # in the middle of which USR1 asks for another
-    judged(place, [*slow_exchange, (11.02, False), (11.03, True)], hurried=10.01)
+    # A slow one, in the middle of which, or while it waits in line, USR1 asks for another.
+    slow_exchange = [*one_exchange, (13.0, False), (14.0, True), (14.02, False), (14.03, True)]
+    for hurried in (11.0, 13.5):
+        judged(place, slow_exchange, hurried=hurried)
     with pytest.raises(AssertionError, match=r"2 within 0\.030 s, with a proof"):
-        judged(place, [*slow_exchange, (11.02, False), (11.03, True)], hurried=9.5)
+        judged(place, slow_exchange, hurried=9.5)
+    with pytest.raises(AssertionError, match=r"2 within 0\.200 s, with a proof"):
+        judged(place, [(10.0, False), (60.0, True), (60.2, True)], hurried=11.0)
     with pytest.raises(AssertionError, match=r"3 within 0\.500 s, without a proof"):
         judged(place, [(10.0, False), (10.2, False), (10.5, False)])
 

@@ -541,6 +541,8 @@ def test_the_parent_never_opens_the_keytab_and_no_ticket_touches_a_scratch_file(
         ("print('ready', flush=True); input(); print('{\"size\": 99}')", "ended with status 0 without a reply"),
         ("print('ready', flush=True); input(); print('{\"reason\": \"x\"}')", "replied {'reason': 'x'}"),
         ("import os; print('ready', flush=True); input(); os.close(1); input()", "hung up without a reply"),
+        ("import os; os.close(1); input()", "hung up without a reply"),
+        ("print('steady', flush=True); input()", "replied b'steady"),
         ("input()", "was not ready after 0 s"),
     ],
 )
@@ -564,6 +566,27 @@ def test_a_child_that_misbehaves_is_an_internal_failure(
     assert time.monotonic() - began < 10  # at once: the deadline is 15 s
     assert caught.value.reason == "internal"
     assert children_of(os.getpid()) == before
+
+
+def test_a_cancellation_that_comes_with_the_result_is_not_lost() -> None:
+    """As TERM does that comes with a child's answer: asyncio.wait_for would go on (Python before 3.12)."""
+
+    async def play() -> None:
+        answered = asyncio.Event()
+        waiting = asyncio.create_task(child._within(5, answered.wait()))
+        await asyncio.sleep(0.01)
+        answered.set()
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert await child._within(5, answered.wait())
+        with pytest.raises(asyncio.TimeoutError):
+            await child._within(0.01, asyncio.Event().wait())
+        await asyncio.sleep(0.01)
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(play())
 
 
 def test_a_childs_words_are_cut_and_its_word_for_other_files_is_not_taken() -> None:

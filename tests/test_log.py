@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -21,7 +22,7 @@ from krbrefresh.errors import REFRESH_REASONS, RefreshError
 from krbrefresh.refresher import log
 from krbrefresh.refresher.credential import Credential
 from krbrefresh.refresher.settings import CredentialSettings
-from tests.processes import Runner, krbrefresh_command, refresher, toml
+from tests.processes import Runner, children_of, krbrefresh_command, refresher, toml
 from tests.support import Realm
 
 Written = Callable[..., str]
@@ -99,9 +100,12 @@ def test_nothing_secret_is_in_it(runner: Runner, realm: Realm, place: Path, writ
         (place / "k").write_bytes((place / "k").read_bytes()[:20])  # torn
         running.process.send_signal(signal.SIGUSR1)
         running.logged("refresh_failed", within=10)
-        proc = Path("/proc", str(running.process.pid))
-        text = proc.joinpath("environ").read_bytes().decode(errors="replace")
-        text += proc.joinpath("cmdline").read_bytes().decode(errors="replace")
+        text = ""
+        for pid in (running.process.pid, *children_of(running.process.pid)):  # the child waits for another exchange
+            for file in ("environ", "cmdline"):
+                with contextlib.suppress(PermissionError):  # the child's environment, for all but root
+                    text += Path("/proc", str(pid), file).read_bytes().decode(errors="replace")
+        assert "refresher.exchange" in text
         running.stop()
         text += running.text
     listed = subprocess.run(

@@ -26,7 +26,7 @@ import pytest
 import krbrefresh
 from krbrefresh import ccache
 from krbrefresh._text import moment_text
-from krbrefresh.errors import UnreadableError
+from krbrefresh.errors import RefreshError, UnreadableError
 from krbrefresh.refresher import files, log, looks, policy, settings
 from krbrefresh.refresher.child import Exchanged
 from krbrefresh.refresher.lock import LOCK_NAME
@@ -442,13 +442,20 @@ def test_an_error_that_stays_keeps_none_of_what_it_came_through(
 ) -> None:
     """Its frames would hold tickets, a signing key, and one another: an hour of outages had left 2 MiB of that."""
 
+    async def broken(*_: object) -> None:
+        try:
+            raise ValueError("what had a key in its hands")
+        except ValueError:
+            raise RefreshError("internal", "broken") from None
+
     async def scenario(service: Service, logged: Logged) -> None:
         await logged.wait("refresh_failed")
         error = service._credentials[0].error
         assert error
         assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
 
-    played(configured(place, "nobody@NOWHERE.TEST", realm.keytab(place / "k", "etl")), monkeypatch, scenario)
+    monkeypatch.setattr(Service, "_exchange", broken)
+    played(configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl")), monkeypatch, scenario)
 
 
 @pytest.mark.usefixtures("krb5_env")
@@ -703,16 +710,21 @@ def test_term_ends_it_within_a_second(runner: Runner, realm: Realm, place: Path,
         assert (place / "token" / "krb5cc").read_bytes() == token
 
 
-def test_term_ends_children_that_wait_for_work(runner: Runner, realm: Realm, place: Path) -> None:
-    config = configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl"))
-    with refresher(runner, config, realm.env) as running:
+@pytest.mark.usefixtures("krb5_env")
+def test_the_end_is_that_of_children_that_wait_for_work_too(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(children_of(os.getpid()))
+
+    async def scenario(service: Service, logged: Logged) -> None:
         for count in (1, 2):  # where one exchange follows another, its child is kept for a third
-            running.logged("published", count=count)
-            running.process.send_signal(signal.SIGUSR1)
-        running.logged("published", count=3)
-        (child,) = children_of(running.process.pid)
-        assert running.stop() < 1
-        assert not Path(f"/proc/{child}").exists()
+            await logged.wait("published", count)
+            service._refresh_all()
+        await logged.wait("published", 3)
+        assert len(set(children_of(os.getpid())) - before) == 1
+
+    played(configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl")), monkeypatch, scenario)
+    assert set(children_of(os.getpid())) <= before
 
 
 def test_term_ends_it_within_a_second_while_the_kdc_hangs(runner: Runner, realm: Realm, place: Path) -> None:

@@ -30,6 +30,7 @@ from tests.soak.judge import (
     seconds,
     slope,
 )
+from tests.soak.report import lives
 
 ARRIVED = 1000.0
 LAST = Last(expires=1004.5, arrived=ARRIVED)  # its window opens at 1002.25, its first try is over by 1002.925
@@ -150,3 +151,18 @@ def test_lives_are_not_compared_with_each_other() -> None:
     assert slope([young, old], 120) == 0
     assert slope([Series(((0.0, 1.0),))], 120) is None
     assert growth([Series(((0.0, 1.0),))], 120) is None
+
+
+def test_a_descriptor_for_each_lock_is_no_leak_and_one_more_is() -> None:
+    """Of two refreshers one may get some locks of a volume that was emptied, and the others later."""
+
+    def found(leak: float) -> float | None:
+        samples = [
+            {"at": at, "refreshers": {"a": {"life": 1, "leads": led, "descriptors": 14 + led + int(leak * at)}}}
+            for at in range(0, 3600, 20)
+            for led in (7 if at < 1800 else 30,)
+        ]
+        return growth(lives({"samples": samples, "seconds": 3600}, ["a"], "descriptors"), 120)
+
+    assert found(0.0) == pytest.approx(0.0, abs=0.01)
+    assert (found(0.01) or 0.0) > 10

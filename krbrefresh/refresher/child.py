@@ -14,9 +14,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from ..ccache import MAX_SIZE
@@ -28,11 +28,14 @@ MOST_CHILDREN = 8
 SILENT_AFTER = 1.0  # seconds; a KDC that lives answers within milliseconds
 START_WITHIN = 15.0  # seconds; it takes 40 ms on a machine at rest
 REAP_WITHIN = 1.0
+GONE_WITHIN = 0.2  # seconds between a child's last word and its end
 KEPT_FOR = 5.0  # seconds for which a child waits for work, where another exchange ended that lately before its own
 READY = b"ready\n"
 MOST_REQUESTS = 1000  # that a child serves: what a library may lose at each of them is given back
 _MAX_REPLY = 1 << 20
 _MAX_WORDS = 2000
+
+T = TypeVar("T")
 
 # -I -S: no user's site-packages, no PYTHONPATH, no .pth files; it starts in half the time, too. The directories stand
 # behind the standard library's, so that nothing in them can shadow it.
@@ -221,7 +224,7 @@ class Exchanger:
             reusable = False
             try:
                 child = self._idle_one() or await self._start()
-                reply, body = await asyncio.wait_for(_converse(child, request), deadline)
+                reply, body = await _within(deadline, _converse(child, request))
                 outcome = _outcome(reply, body, worked_with(credential.keytab, credential.fast_keytab))
                 reusable = True  # one that talks nonsense gets nobody else's request
                 answer()
@@ -281,9 +284,9 @@ class Exchanger:
         ready = b""
         try:
             assert child.stdout is not None
-            ready = await asyncio.wait_for(child.stdout.readline(), START_WITHIN)
-            if not ready:
-                await asyncio.wait_for(child.wait(), START_WITHIN)
+            ready = await _within(START_WITHIN, child.stdout.readline())
+            if ready != READY:
+                raise _nonsense(ready) if ready else await _gone(child)
         except asyncio.TimeoutError:
             raise RefreshError(
                 "internal",
@@ -293,9 +296,21 @@ class Exchanger:
         finally:
             if ready != READY:
                 await _end(child)
-        if ready != READY:
-            raise _ended(child)
         return child
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """What the work comes to; raises asyncio.TimeoutError where it takes longer. asyncio.wait_for, before Python 3.12,
+    loses a cancellation that comes together with the result."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda task: task.cancelled() or task.exception())  # of a result that nobody takes, no word
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
 
 
 async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
@@ -315,9 +330,7 @@ async def _converse(child: asyncio.subprocess.Process, request: dict[str, Any]) 
             raise _nonsense(reply)
         return reply, await child.stdout.readexactly(size)
     except (OSError, EOFError):  # IncompleteReadError is one of the latter
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(child.wait(), REAP_WITHIN)
-        raise _ended(child) from None
+        raise await _gone(child) from None
     except (ValueError, RecursionError):  # no JSON, or a line that is longer than the stream's limit
         raise _nonsense("no line of JSON") from None
 
@@ -359,7 +372,9 @@ def _not_started(error: OSError) -> RefreshError:
     )
 
 
-def _ended(child: asyncio.subprocess.Process) -> RefreshError:
+async def _gone(child: asyncio.subprocess.Process) -> RefreshError:
+    with contextlib.suppress(asyncio.TimeoutError):
+        await _within(GONE_WITHIN, child.wait())
     how = "hung up" if child.returncode is None else f"ended with status {child.returncode}"
     return RefreshError(
         "internal",
@@ -374,4 +389,4 @@ async def _end(child: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         child.kill()
     with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(child.wait(), REAP_WITHIN)
+        await _within(REAP_WITHIN, child.wait())

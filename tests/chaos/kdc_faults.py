@@ -66,6 +66,7 @@ LIFE = "20s"  # of a ticket: an exchange may take a quarter of its window, 1.7 s
 LONGEST_EXCHANGE = 4.0  # seconds, where there is no token
 BUSY = 30.0  # seconds that a machine may be busy with other things
 PATIENCE = 10.0  # seconds; who waits for longer is asked with USR1
+LONGEST = 30.0  # seconds for an exchange, with its wait in line
 EARLY = 0.1  # seconds by which two packets may come closer than they were sent
 # How long a credential may wait after a failure, by the kind of it (policy.py): seconds, and one for rounding.
 LONGEST_WAIT = {TRANSIENT: policy.BACKOFF_CAP + 1, LOOK_AGAIN: policy.LOOK_AGAIN_DELAY + 1,
@@ -459,9 +460,7 @@ class InBadWeather:
                 self.seen["attempts" if proves else "requests without a proof"] += len(some)
                 for index in range(most, len(some)):
                     first, last = some[index - most].at, some[index].at
-                    # A USR1 during an exchange asks for another one after it.
-                    began = max((each.at for each in asked if not each.proves and each.at <= first), default=first)
-                    if any(began - EARLY - self.slowest <= moment <= last for moment in self.hurried):
+                    if any(_begun(asked, first) - EARLY - self.slowest <= moment <= last for moment in self.hurried):
                         continue
                     if any(first <= each.at < last and each.deed in MISLEADING for each in asked):
                         continue  # it may be the same exchange
@@ -476,6 +475,14 @@ class InBadWeather:
                     assert last - first >= policy.MIN_DELAY - EARLY, (
                         f"{client}: {words}: {around}, asked for: {hurried}"
                     )
+
+
+def _begun(asked: list[Asked], moment: float) -> float:
+    """Since when the exchange of a request at that moment may have waited or run: a USR1 in that time asks for another
+    one after it."""
+    lately = [each for each in asked if moment - LONGEST <= each.at <= moment]
+    began = max((each.at for each in lately if not each.proves), default=moment)
+    return max(began - LONGEST, *(each.at for each in asked if each.at < began), -math.inf)
 
 
 async def play_weather(here: World, directory: Path, seed: int, seconds: float, count: int) -> None:

@@ -24,7 +24,7 @@ TERM_WITHIN = 1.0  # seconds, on a machine that has a processor for it
 # Of threads: those that wait for disks are started when more of them are needed than there are, up to two for each
 # credential and eight, and stay (service.py); at its start a refresher has a few.
 MOST_GROWTH = {"private": 2048.0, "rss": 3072.0, "descriptors": 1.0, "threads": 1.0, "children": 1.0}
-SHORT = 1200.0  # seconds; in a run or a life that is shorter, what a process takes at its start is a good part of it
+SHORT = 1200.0  # seconds; in a run that is shorter, and of threads in a life, what it takes at its start is a good part
 UNITS = {"private": "KiB", "rss": "KiB", "pss": "KiB"}
 WORDS = {"private": "private memory", "rss": "resident memory"}
 WORKER = (*FIGURES, "children")  # what the numbers of a worker are
@@ -39,14 +39,16 @@ def warm_up(result: dict[str, Any]) -> float:
 
 
 def lives(result: dict[str, Any], names: Iterable[str], figure: str) -> list[Series]:
-    """That figure of these refreshers, without their warm-up: life by life, and by how many credentials it leads, since
-    who leads has a lock for each and a child or two; of a volume that was emptied each of two may get some."""
+    """That figure of these refreshers, without their warm-up: life by life, and standing by and leading apart, since
+    who leads has a lock and a child or two for each credential. Descriptors by how many it leads: of a volume that was
+    emptied each of two may get some."""
     found: dict[tuple[str, int, int], list[tuple[float, float]]] = {}
     for sample in result["samples"]:
         for name in names:
             if name in sample["refreshers"]:
                 each = sample["refreshers"][name]
-                found.setdefault((name, each["life"], each["leads"]), []).append((sample["at"], each[figure]))
+                leads = each["leads"] if figure == "descriptors" else each["leads"] > 0
+                found.setdefault((name, each["life"], leads), []).append((sample["at"], each[figure]))
     skip = warm_up(result)
     return [
         Series(tuple(point for point in points if point[0] >= points[0][0] + min(skip, 60.0) and point[0] >= skip))
