@@ -475,6 +475,23 @@ def test_an_event_at_the_moment_of_the_end_holds_it_up_by_nothing(
 
 
 @pytest.mark.usefixtures("krb5_env")
+def test_what_is_to_begin_at_the_moment_of_the_end_ends_without_a_word(
+    realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coroutine that nobody awaits would have Python say so, in the log."""
+
+    async def scenario(service: Service, logged: Logged) -> None:
+        await logged.wait("published")
+        service.stop()
+        await asyncio.sleep(0)  # now it cancels its tasks, in its own turn
+        service._spawn(asyncio.sleep(0))
+        for task in service._tasks:
+            task.cancel()
+
+    played(configured(place, realm.principal("etl"), realm.keytab(place / "k", "etl")), monkeypatch, scenario)
+
+
+@pytest.mark.usefixtures("krb5_env")
 def test_a_window_of_more_than_half_the_life_is_cut_and_told(
     realm: Realm, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -538,17 +538,14 @@ def test_hup_and_usr1_before_it_has_begun_are_heard_afterwards(
         for number in (signal.SIGUSR1, signal.SIGHUP):
             running.process.send_signal(number)
         running.logged("refresh_requested")
-        running.logged("listening", count=2, within=20)
+        # The first of them is heard of only where it was there before the second was asked for.
+        eventually(lambda: any("127.0.0.2" in event["address"] for event in running.named("listening")), within=20)
         running.logged("published", within=20)
         told = [(event["event"], event.get("credential")) for event in running.events]
         heard = told.index(("refresh_requested", None))
         assert heard < told.index(("started", None)) < told.index(("published", "reports"))
-        assert told.index(("listening", None)) < told.index(("settings_read", None))
+        assert told.index(("started", None)) < told.index(("settings_read", None))
         assert Http(running).get("/livez")[0] == 200
-        assert [event["address"].rpartition(":")[0] for event in running.named("listening")] == [
-            "127.0.0.1",
-            "127.0.0.2",
-        ]
         hung.answers(running.process)
         running.logged("published", count=2)
         running.stop()
