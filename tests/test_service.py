@@ -320,7 +320,8 @@ def played(
     monkeypatch.setattr(policy, "CLOCK_LOOK_EVERY", 0.1)
     logged = Logged()
     monkeypatch.setattr(log.logger, "handlers", [logged])
-    monkeypatch.setattr(log.logger, "level", logging.INFO)
+    level = log.logger.level
+    log.logger.setLevel(logging.INFO)  # not by the attribute: a logger remembers what its level had let through
     shift = [0.0]
     logged.shift = shift
 
@@ -333,7 +334,10 @@ def played(
             service.stop()
             await asyncio.wait_for(running, 5)
 
-    asyncio.run(both())
+    try:
+        asyncio.run(both())
+    finally:
+        log.logger.setLevel(level)
 
 
 class Logged(logging.Handler):
