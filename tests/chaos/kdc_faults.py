@@ -460,7 +460,8 @@ class InBadWeather:
                 self.seen["attempts" if proves else "requests without a proof"] += len(some)
                 for index in range(most, len(some)):
                     first, last = some[index - most].at, some[index].at
-                    if any(_begun(asked, first) - EARLY - self.slowest <= moment <= last for moment in self.hurried):
+                    since = _begun(asked, first) - EARLY - self.slowest
+                    if any(since <= moment <= last for moment in self.hurried):
                         continue
                     if any(first <= each.at < last and each.deed in MISLEADING for each in asked):
                         continue  # it may be the same exchange
@@ -482,7 +483,7 @@ def _begun(asked: list[Asked], moment: float) -> float:
     one after it."""
     lately = [each for each in asked if moment - LONGEST <= each.at <= moment]
     began = max((each.at for each in lately if not each.proves), default=moment)
-    return max(began - LONGEST, *(each.at for each in asked if each.at < began), -math.inf)
+    return max([began - LONGEST, *(each.at for each in asked if each.at < began)])
 
 
 async def play_weather(here: World, directory: Path, seed: int, seconds: float, count: int) -> None:
